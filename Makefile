@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    ?= runs/quickstart
+
+# Where the CPU build of torch is not on the configured index, PyTorch's own index has it.
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_INDEX   ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: quickstart test lint install clean
+.DEFAULT_GOAL := quickstart
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python tools/quickstart.py --out $(RUN)
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+install: $(VENV)/.installed
+
+# The stamps make a second run install nothing; a changed pyproject.toml installs again.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -qq 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
+	  || $(BIN)/pip install -qq --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
+	  || $(BIN)/pip install -qq 'torch==$(TORCH_VERSION)'
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install -qq -c constraints.txt -e '.[teacher,student]'
+	@touch $@
+
+# pyright fetches its checker once, here, so that no test needs the network.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	$(BIN)/pyright --version
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

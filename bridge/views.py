@@ -1,0 +1,92 @@
+"""What the teacher is shown.
+
+In the shape descriptions: `B` batch (1 here), `T` frames in time, `V` cameras (1 here),
+`H`, `W` pixels, `C` = 3 channels.
+
+`task_view` takes a `Question` and `pair_view` takes a demonstration `Pair`: no function here can
+be given a query's answer, because neither type holds one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge.arc import MAX_SIDE, Grid, Pair, Question
+from bridge.render import OUTSIDE, render_on
+
+TILE_PX = 224  # SigLIP so400m's input side: 16 x 16 patches of 14 px
+PATCHES = 16  # a frame's image tokens form a PATCHES x PATCHES map
+TASK_CELL_PX = 7  # one 14 px patch shows 2 x 2 cells; 32 cells fill a tile
+MAX_DEMONSTRATIONS = 10  # + the query = 21 frames = 5376 image tokens, inside the seed's 6000
+PAIR_CELL_PX = 30  # the original's: 30 x 30 cells = 900 px
+TASK_PROMPT = "Work out the rule from the examples and apply it to the last grid."
+
+Role = Literal["input", "output", "query"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which grid a frame shows. `demonstration` is -1 for the query."""
+
+    role: Role
+    demonstration: int
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A video for the teacher with a note of what each frame shows."""
+
+    example_id: str
+    video: npt.NDArray[np.uint8]  # u8[1, T, 1, H, W, 3]
+    frames: tuple[Frame, ...]  # T of them
+    prompt: str
+    dynamic_tiling: bool  # cut each frame into up to 12 tiles, or one tile a frame
+
+
+def task_view(question: Question, prompt: str = TASK_PROMPT) -> View:
+    """Shows the demonstrations, then the query: in1 out1 in2 out2 ... query, one tile each.
+
+    Only the first 10 demonstrations are shown; the largest ARC-AGI-1 task has 10. The prompt holds
+    no task id: the original's did, and leaked it to the student as text tokens.
+
+    Returns:
+        View with video u8[1, 2 * demonstrations + 1, 1, 224, 224, 3].
+    """
+    grids: list[tuple[Role, int, Grid]] = []
+    for i, pair in enumerate(question.demonstrations[:MAX_DEMONSTRATIONS]):
+        grids.append(("input", i, pair.input))
+        grids.append(("output", i, pair.output))
+    grids.append(("query", -1, question.query))
+    tiles = [render_on(TILE_PX // TASK_CELL_PX, g, TASK_CELL_PX, OUTSIDE) for _, _, g in grids]
+    frames = tuple(Frame(role, i, *grid.shape) for role, i, grid in grids)
+    return View(question.example_id, _video(tiles), frames, prompt, dynamic_tiling=False)
+
+
+def pair_view(example_id: str, demonstration: Pair, prompt: str = TASK_PROMPT) -> View:
+    """Shows one demonstration as the original did: input, then output, 900 x 900 px each.
+
+    For parity with the original and for latency. There is no way to ask it for a query: a query's
+    output is never part of a `Pair`. Cells outside the grid are black, as in the original.
+
+    Returns:
+        View with video u8[1, 2, 1, 900, 900, 3].
+    """
+    pictures = [
+        render_on(MAX_SIDE, grid, PAIR_CELL_PX, (0, 0, 0))
+        for grid in (demonstration.input, demonstration.output)
+    ]
+    frames = (
+        Frame("input", 0, *demonstration.input.shape),
+        Frame("output", 0, *demonstration.output.shape),
+    )
+    return View(example_id, _video(pictures), frames, prompt, dynamic_tiling=True)
+
+
+def _video(pictures: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    return np.stack(pictures)[None, :, None]  # [T, H, W, 3] -> [1, T, 1, H, W, 3]
