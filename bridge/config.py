@@ -76,7 +76,7 @@ def load(config_type: type[C], path: Path) -> C:
         fault = " ".join(str(error).split())
         raise InputError(f"--config {path}: expected YAML, got: {fault[:160]}") from None
     try:
-        return _build(config_type, {} if value is None else value, "")
+        return from_dict(config_type, {} if value is None else value)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -90,6 +90,15 @@ def save(config: Any, path: Path) -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns a config as plain dicts, lists, strings and numbers."""
     return _plain(asdict(config))
+
+
+def from_dict(config_type: type[C], value: dict[str, Any]) -> C:
+    """Returns the config that `to_dict` was given.
+
+    Raises:
+        InputError: as `load`.
+    """
+    return _build(config_type, value, "")
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bridge.arc import MAX_SIDE, Task
 from bridge.arc_files import load_tasks
 from bridge.errors import InputError
+from bridge.views import MAX_DEMONSTRATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class TaskSet:
     """arcagi/training, arcagi/evaluation, a folder of task JSON, or a Kaggle *_challenges.json"""
     max_side: int = MAX_SIDE
     """keep tasks whose grids have at most this many rows and columns"""
+    max_demonstrations: int = MAX_DEMONSTRATIONS
+    """keep tasks with at most this many demonstrations"""
     limit: int | None = None
     """keep only the first so many, by id"""
     dev_fraction: float = 0.2
@@ -27,6 +30,8 @@ class TaskSet:
         """Checks the ranges."""
         if not 1 <= self.max_side <= MAX_SIDE:
             raise ValueError(f"max_side: expected 1..{MAX_SIDE}, got {self.max_side}")
+        if self.max_demonstrations < 1:
+            raise ValueError(f"max_demonstrations: expected 1 or more, got {self.max_demonstrations}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit: expected at least 1, got {self.limit}")
         if not 0 <= self.dev_fraction < 1:
@@ -42,10 +47,12 @@ class TaskSet:
             task_id: task
             for task_id, task in load_tasks(self.source).items()
             if task.largest_side <= self.max_side
+            and len(task.demonstrations) <= self.max_demonstrations
         }
         if not tasks:
             raise InputError(
-                f"tasks: {self.source} holds no task with sides of at most {self.max_side}"
+                f"tasks: {self.source} holds no task with sides of at most {self.max_side} and at "
+                f"most {self.max_demonstrations} demonstrations"
             )
         return dict(list(tasks.items())[: self.limit])
 

@@ -1,0 +1,98 @@
+"""A predictions file: what a solver wrote before anything was scored.
+
+    {"about": {...}, "submission": {task_id: [{"attempt_1": grid, "attempt_2": grid}, ...]},
+     "confidence": {task_id: [number, ...]}}
+
+`submission` is Kaggle's format: one entry per test input, in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.arc import Grid, Task, parse_grid
+from bridge.arc_files import read_json
+from bridge.canvas import Attempts
+from bridge.errors import InputError
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Checked contents of a predictions file."""
+
+    about: dict[str, Any]
+    attempts: dict[str, tuple[Attempts, ...]]  # task_id -> per test input
+    digest: str  # sha256 of the file
+
+
+def write_predictions(
+    path: Path, about: dict[str, Any], attempts: dict[str, tuple[Attempts, ...]]
+) -> None:
+    """Writes a predictions file."""
+    submission = {
+        task_id: [{"attempt_1": a.first.tolist(), "attempt_2": a.second.tolist()} for a in items]
+        for task_id, items in attempts.items()
+    }
+    confidence = {task_id: [a.confidence for a in items] for task_id, items in attempts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"about": about, "submission": submission, "confidence": confidence})
+    )
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Reads and checks a predictions file.
+
+    Raises:
+        InputError: naming file, task and attempt of the first fault.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or not isinstance(value.get("submission"), dict):
+        raise InputError(
+            f"{path}: expected a predictions file with 'submission'; "
+            "write one with python -m student_jax.solve --out"
+        )
+    attempts: dict[str, tuple[Attempts, ...]] = {}
+    for task_id, items in value["submission"].items():
+        where = f"{path}: task {task_id}"
+        if not isinstance(items, list):
+            raise InputError(f"{where}: expected a list, one entry per test input")
+        confidences = value.get("confidence", {}).get(task_id, [0.0] * len(items))
+        if len(confidences) != len(items):
+            raise InputError(f"{where}: expected {len(items)} confidences, got {len(confidences)}")
+        attempts[task_id] = tuple(
+            Attempts(
+                _attempt(item, "attempt_1", f"{where}[{i}]"),
+                _attempt(item, "attempt_2", f"{where}[{i}]"),
+                float(confidence),
+            )
+            for i, (item, confidence) in enumerate(zip(items, confidences, strict=True))
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Predictions(value.get("about", {}), attempts, digest)
+
+
+def check_covers(predictions: Predictions, tasks: dict[str, Task], where: str) -> None:
+    """Refuses predictions for unknown tasks or another number of test inputs.
+
+    Raises:
+        InputError: naming the task.
+    """
+    for task_id, items in predictions.attempts.items():
+        if task_id not in tasks:
+            raise InputError(f"{where}: task {task_id} is not in the tasks to score against")
+        expected = len(tasks[task_id].test_inputs)
+        if len(items) != expected:
+            raise InputError(
+                f"{where}: task {task_id}: expected {expected} test inputs, got {len(items)}"
+            )
+
+
+def _attempt(item: Any, key: str, where: str) -> Grid:
+    if not isinstance(item, dict) or key not in item:
+        raise InputError(f"{where}: expected an object with attempt_1 and attempt_2")
+    return parse_grid(item[key], f"{where}.{key}")

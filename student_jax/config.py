@@ -1,0 +1,123 @@
+"""The student's configs. Defaults live here, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bridge.canvas import SIDES
+from bridge.task_set import TaskSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A student: one trunk, one of two stems."""
+
+    kind: Literal["feature", "grid"] = "grid"
+    """feature: reads frozen teacher features; grid: reads raw grids and stands alone"""
+    width: int = 256
+    heads: int = 8
+    mlp_width: int = 512
+    depth: int = 4
+    """blocks of the trunk, each with its own weights"""
+    loops: int = 1
+    """how often the trunk is run, with the same weights"""
+    encoder_depth: int = 2
+    """grid: blocks that read one demonstration"""
+    tokens_per_pair: int = 8
+    """grid: task tokens that a demonstration leaves behind"""
+    canvas: int = 32
+    """feature: side of the answer's canvas"""
+    max_tokens: int = 6144
+    """feature: longest teacher sequence, with a learned position each"""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks that the sizes fit together."""
+        if self.width % self.heads or self.width // self.heads % 4:
+            raise ValueError(
+                f"width: expected a multiple of 4 * heads = {4 * self.heads}, got {self.width}"
+            )
+        if self.canvas not in SIDES:
+            raise ValueError(f"canvas: expected one of {SIDES}, got {self.canvas}")
+        if min(self.depth, self.loops, self.encoder_depth, self.tokens_per_pair) < 1:
+            raise ValueError("depth, loops, encoder_depth, tokens_per_pair: expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected 0 <= x < 1, got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """`task * cross entropy + feature * (mse + cosine * (1 - cos))`."""
+
+    task: float = 1.0
+    feature: float = 0.5
+    cosine: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    total_steps: int = 1000
+    batch_size: int = 16
+    """examples over all devices"""
+    peak_lr: float = 1e-3
+    warmup_fraction: float = 0.1
+    """share of the steps"""
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.total_steps < 1 or self.batch_size < 1:
+            raise ValueError("total_steps, batch_size: expected at least 1")
+        if self.peak_lr <= 0 or self.clip_norm <= 0:
+            raise ValueError("peak_lr, clip_norm: expected more than 0")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction: expected 0 <= x < 1, got {self.warmup_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the student is trained on."""
+
+    tasks: TaskSet = field(default_factory=TaskSet)
+    store: Path | None = None
+    """the teacher's feature store; grid can do without one (None), feature cannot"""
+    max_demonstrations: int = 10
+    """grid: how many demonstrations of a question are read"""
+    augmented_fraction: float = 0.5
+    """grid: share of each batch that is turned, mirrored and recolored; no teacher saw those"""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.max_demonstrations < 1:
+            raise ValueError(f"max_demonstrations: expected 1 or more, got {self.max_demonstrations}")
+        if not 0 <= self.augmented_fraction <= 1:
+            raise ValueError(f"augmented_fraction: expected 0..1, got {self.augmented_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    out: Path = Path("runs/train")
+    """folder for checkpoints, metrics and the resolved config"""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    map: Literal["shard_map", "pmap"] = "shard_map"
+    """how the per-device step is spread over devices; the numbers are the same"""
+    log_steps: int = 10
+    checkpoint_steps: int = 100
+
+    def __post_init__(self) -> None:
+        """Checks what needs neither disk nor devices."""
+        if self.model.kind == "feature" and self.data.store is None:
+            raise ValueError("data.store: a feature student needs a store; run extract first")
+        if min(self.log_steps, self.checkpoint_steps) < 1:
+            raise ValueError("log_steps, checkpoint_steps: expected at least 1")

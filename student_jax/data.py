@@ -1,0 +1,199 @@
+"""Batches as a pure function of (seed, step): nothing about the data needs to be checkpointed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from bridge.arc import Grid, Question
+from bridge.canvas import fits, side_for, to_canvas
+from bridge.errors import InputError
+from bridge.store import FeatureStore
+from bridge.transforms import Transform
+from student_jax.batch import (
+    TOKEN_BUCKET,
+    Batch,
+    answer_canvas,
+    demonstration_canvases,
+    frame_maps,
+)
+from student_jax.config import DataConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question, its answer if it is to be trained on, and the bucket its shapes fall in."""
+
+    question: Question
+    answer: Grid | None
+    bucket: int  # grid: canvas side; feature: padded sequence length
+
+
+class Examples:
+    """Makes batches of examples for one kind of student."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        answers: Mapping[str, Grid],
+        model: ModelConfig,
+        data: DataConfig,
+        store: FeatureStore | None,
+    ) -> None:
+        """Sorts the questions into buckets.
+
+        Args:
+            questions: what to answer.
+            answers: example_id -> output; empty when solving. A question whose answer does not fit
+                the canvas that its question suggests is left out and counted in `left_out`.
+            model: which student.
+            data: how many demonstrations, and whether to augment.
+            store: the teacher's features, or None for a grid student without a teacher.
+
+        Raises:
+            InputError: if the store cannot serve this student.
+        """
+        self.model, self.data, self.store = model, data, store
+        if store is not None and store.provenance.get("view") != "task":
+            raise InputError(
+                f"store {store.path}: view: expected task, got {store.provenance.get('view')}; "
+                "the pair view shows the teacher the answer, so nothing may be trained on it"
+            )
+        self.count = min(
+            data.max_demonstrations, max((len(q.demonstrations) for q in questions), default=1)
+        )
+        self.examples = [
+            Example(question, answers.get(question.example_id), self._bucket(question))
+            for question in questions
+        ]
+        kept = [e for e in self.examples if e.answer is None or fits(e.answer, self._side(e))]
+        self.left_out = len(self.examples) - len(kept)
+        self.examples = kept
+
+    @property
+    def feature_width(self) -> int:
+        """`F`, or 1 without a store: the shapes stay, every feature is masked."""
+        return self.store.feature_width if self.store else 1
+
+    def batch(
+        self,
+        indices: Sequence[int],
+        transforms: Sequence[Transform | None] | None = None,
+    ) -> Batch:
+        """Draws the examples of one bucket.
+
+        Args:
+            indices: into `examples`, all of the same bucket.
+            transforms: one per example; None leaves an example as its teacher saw it.
+        """
+        drawn = [
+            self._draw(self.examples[i], transform)
+            for i, transform in zip(indices, transforms or [None] * len(indices), strict=True)
+        ]
+        return Batch(**{name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
+
+    def train_batches(self, seed: int, first_step: int, batch_size: int) -> Iterator[Batch]:
+        """Yields the batches of `first_step`, `first_step + 1`, ...; the next is drawn meanwhile."""
+        with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
+            step = first_step
+            upcoming = pool.submit(self.train_batch, seed, step, batch_size)
+            while True:
+                current = upcoming
+                step += 1
+                upcoming = pool.submit(self.train_batch, seed, step, batch_size)
+                yield current.result()
+
+    def train_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        """Returns the batch of a step: a pure function of (seed, step)."""
+        plan = plan_epoch([e.bucket for e in self.examples], batch_size, seed, 0)
+        epoch, place = divmod(step, len(plan))
+        if epoch:
+            plan = plan_epoch([e.bucket for e in self.examples], batch_size, seed, epoch)
+        return self.batch(plan[place].tolist(), self._draw_transforms(seed, step, batch_size))
+
+    def _draw_transforms(self, seed: int, step: int, batch_size: int) -> list[Transform | None]:
+        """Augments every so many-th example, spread evenly so that devices get equal shares."""
+        if self.model.kind == "feature":
+            return [None] * batch_size  # the teacher saw the original
+        rng = np.random.default_rng((seed, step))
+        share = self.data.augmented_fraction
+        return [
+            Transform.draw(rng) if int((i + 1) * share) > int(i * share) else None
+            for i in range(batch_size)
+        ]
+
+    def _side(self, example: Example) -> int:
+        return self.model.canvas if self.model.kind == "feature" else example.bucket
+
+    def _bucket(self, question: Question) -> int:
+        if self.model.kind == "grid":
+            return side_for(question)
+        if self.store is None:
+            raise InputError("data.store: a feature student needs a feature store")
+        tokens = self.store.record(question.example_id).num_tokens
+        return -(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET
+
+    def _draw(self, example: Example, transform: Transform | None) -> dict[str, npt.NDArray]:
+        if self.model.kind == "feature":
+            return self._draw_features(example)
+        question, answer, side = example.question, example.answer, example.bucket
+        if transform is not None:
+            question = transform.question(question)
+            answer = None if answer is None else transform.grid(answer)
+        canvases, mask = demonstration_canvases(question, side, self.count)
+        query = to_canvas(question.query, side)
+        teacher, teacher_mask = self._teacher_maps(example, side, seen=transform is None)
+        return {
+            "demonstrations": canvases,
+            "demonstration_mask": mask,
+            "query": query,
+            "answer": answer_canvas(answer, side),
+            "teacher": teacher,
+            "teacher_mask": teacher_mask,
+        }
+
+    def _teacher_maps(
+        self, example: Example, side: int, *, seen: bool
+    ) -> tuple[npt.NDArray, npt.NDArray]:
+        """The teacher's maps, or masked zeros where it never saw this example so."""
+        if self.store is not None and seen and example.answer is not None:
+            name = example.question.example_id
+            return frame_maps(self.store.read(name), self.store.record(name), side, self.count)
+        tokens = (2 * self.count + 1) * (side // 2) ** 2
+        return np.zeros((tokens, self.feature_width), ml_dtypes.bfloat16), np.zeros(tokens, bool)
+
+    def _draw_features(self, example: Example) -> dict[str, npt.NDArray]:
+        if self.store is None:
+            raise InputError("data.store: a feature student needs a feature store")
+        features = self.store.read(example.question.example_id)
+        padding = example.bucket - len(features)
+        side = self.model.canvas
+        return {
+            "demonstrations": np.zeros((0, 2, side, side), np.uint8),
+            "demonstration_mask": np.zeros(0, bool),
+            "query": np.zeros((side, side), np.uint8),
+            "answer": answer_canvas(example.answer, side),
+            "teacher": np.pad(features, ((0, padding), (0, 0))),
+            "teacher_mask": np.arange(example.bucket) < len(features),
+        }
+
+
+def plan_epoch(
+    buckets: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[npt.NDArray[np.int64]]:
+    """Returns one epoch's batches as indices: each example at least once, one bucket a batch.
+
+    A bucket's last batch is filled up with examples of the same bucket, so every batch is whole.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    plan: list[npt.NDArray[np.int64]] = []
+    for bucket in sorted(set(buckets)):
+        order = rng.permutation(np.flatnonzero(np.array(buckets) == bucket))
+        whole = -(-len(order) // batch_size) * batch_size
+        plan += list(np.resize(order, whole).reshape(-1, batch_size))
+    return [plan[i] for i in rng.permutation(len(plan))]

@@ -1,0 +1,134 @@
+"""Answers ARC tasks with a trained student: one in the terminal, or many into a file.
+
+python -m student_jax.solve 007bbfb7 --checkpoint runs/quickstart/grid
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from bridge import config as configs
+from bridge.arc import Grid, Task, test_questions
+from bridge.arc_files import find_task, load_tasks
+from bridge.canvas import Attempts
+from bridge.errors import InputError
+from bridge.predictions import write_predictions
+from bridge.render import PALETTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveConfig:
+    """What to solve with which student."""
+
+    task: Annotated[str | None, tyro.conf.Positional] = None
+    """an ARC-AGI-1 task id or a task's JSON file; none: all tasks of --source or --split"""
+    checkpoint: Path = Path("runs/quickstart/grid")
+    """a training run's folder"""
+    store: Path | None = None
+    """feature student: the teacher's features; by default those it was trained on"""
+    source: str | None = None
+    """arcagi/evaluation, a folder, a Kaggle file; by default the tasks of the training run"""
+    split: Literal["dev", "train", "all"] = "dev"
+    """which of the training run's tasks: held out, trained on, or both"""
+    out: Path | None = None
+    """predictions file to write; by default predictions.json in the checkpoint's folder"""
+
+
+def main(config: SolveConfig) -> None:
+    """Answer ARC tasks with a trained student.
+
+    With a TASK it prints the attempts in color, beside the expected grid where that is known.
+    Without, it writes a predictions file for python -m student_jax.evaluate. The student is given
+    tasks with the test outputs removed.
+    """
+    single = find_task(config.task) if config.task else None
+    from student_jax.solver import load_solver  # jax takes a second; a bad task should not
+
+    solver = load_solver(config.checkpoint)
+    task_set = solver.config.data.tasks
+    trained, held_out = task_set.split(task_set.load())
+    if single is not None:
+        tasks = {single.task_id: single}
+    elif config.source is not None:
+        tasks = load_tasks(config.source)
+    else:
+        tasks = {"dev": held_out, "train": trained, "all": trained | held_out}[config.split]
+    if not tasks:
+        raise InputError(f"split: the run holds no {config.split} tasks; pass --split all")
+
+    blind = [task.blind() for task in tasks.values()]
+    questions = [question for task in blind for question in test_questions(task)]
+    answers = solver.solve(questions, config.store)
+    attempts = {
+        task.task_id: tuple(answers[q.example_id] for q in test_questions(task)) for task in blind
+    }
+    if single is not None:
+        print_attempts(Console(), single, attempts[single.task_id])
+        return
+    out = config.out or config.checkpoint / "predictions.json"
+    about = {
+        "student": solver.config.model.kind,
+        "parameters": solver.num_parameters,
+        "needs_teacher": solver.config.model.kind == "feature",
+        "tier": "zero-shot",
+        "teacher": f"{solver.teacher['teacher']}, {solver.teacher['weights']}"
+        if solver.teacher
+        else "none",
+        "checkpoint": str(config.checkpoint),
+        "step": solver.step,
+        "source": config.source or task_set.source,
+        "trained_on": sorted(set(tasks) & set(trained)),
+    }
+    write_predictions(out, about, attempts)
+    print(f"predictions: {out}: {len(tasks)} tasks, {len(questions)} test inputs")  # noqa: T201
+
+
+def print_attempts(console: Console, task: Task, attempts: tuple[Attempts, ...]) -> None:
+    """Prints each test input with the attempts, and the expected grid where it is known."""
+    for i, attempt in enumerate(attempts):
+        expected = task.test_outputs[i] if task.test_outputs else None
+        columns: dict[str, Grid] = {
+            f"test input {i}": task.test_inputs[i],
+            f"attempt 1 {_verdict(attempt.first, expected)}": attempt.first,
+            f"attempt 2 {_verdict(attempt.second, expected)}": attempt.second,
+        }
+        if expected is not None:
+            columns["expected"] = expected
+        table = Table(
+            *columns,
+            title=f"{task.task_id}   confidence {attempt.confidence:.0%}",
+            title_justify="left",
+            box=None,
+            padding=(0, 3, 0, 0),
+        )
+        table.add_row(*(color_text(grid) for grid in columns.values()))
+        console.print(table)
+
+
+def color_text(grid: Grid) -> str:
+    """Returns a grid as rich markup; the digits stay readable where there is no color."""
+    lines = []
+    for row in grid:
+        cells = []
+        for value in row:
+            red, green, blue = (int(x) for x in PALETTE[value])
+            ink = "black" if red + green + blue > 380 else "white"
+            cells.append(f"[{ink} on rgb({red},{green},{blue})]{value} [/]")
+        lines.append("".join(cells))
+    return "\n".join(lines)
+
+
+def _verdict(grid: Grid, expected: Grid | None) -> str:
+    if expected is None:
+        return ""
+    return "✓" if grid.shape == expected.shape and (grid == expected).all() else "✗"
+
+
+if __name__ == "__main__":
+    configs.command(main, SolveConfig)

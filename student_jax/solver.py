@@ -1,0 +1,148 @@
+"""A trained student, ready to answer questions. It never sees an answer: questions hold none."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bridge import config as configs
+from bridge.arc import Question
+from bridge.canvas import Attempts, decode
+from bridge.errors import InputError
+from bridge.store import FeatureStore, check_provenance
+from student_jax.batch import Batch, Statistics, standardise
+from student_jax.checkpoints import Checkpoints
+from student_jax.config import TrainConfig
+from student_jax.data import Examples
+from student_jax.state import TrainState, init_state, make_optimizer
+from student_jax.students import make_student
+
+BATCH = 8  # questions a call; padded, so that a bucket compiles once
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A student's weights with what is needed to use them."""
+
+    config: TrainConfig
+    step: int
+    teacher: dict[str, Any] | None  # provenance of the features it was trained with
+    state: TrainState
+    predict: Any  # jitted (state, batch) -> log-probabilities f32[B, N, N, V]
+
+    @property
+    def num_parameters(self) -> int:
+        """Unique weights, embedding tables included."""
+        return sum(x.size for x in jax.tree.leaves(self.state.params))
+
+    def solve(
+        self, questions: Sequence[Question], store: Path | None = None
+    ) -> dict[str, Attempts]:
+        """Answers questions.
+
+        Args:
+            questions: what to answer.
+            store: where a feature student finds the teacher's features of these questions; by
+                default the store it was trained on. A grid student needs none.
+
+        Returns:
+            example_id -> attempts.
+
+        Raises:
+            InputError: if a feature student's store lacks a question or is another teacher's.
+        """
+        needs_teacher = self.config.model.kind == "feature"
+        features = open_store(self, store) if needs_teacher else None
+        examples = Examples(questions, {}, self.config.model, self.config.data, features)
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for i, example in enumerate(examples.examples):
+            buckets[example.bucket].append(i)
+        attempts: dict[str, Attempts] = {}
+        for _, indices in sorted(buckets.items()):
+            for start in range(0, len(indices), BATCH):
+                chosen = indices[start : start + BATCH]
+                batch = examples.batch([*chosen, *[chosen[-1]] * (BATCH - len(chosen))])
+                log_probs = np.asarray(self.predict(self.state, batch))
+                for i, values in zip(chosen, log_probs, strict=False):
+                    attempts[examples.examples[i].question.example_id] = decode(values)
+        return {question.example_id: attempts[question.example_id] for question in questions}
+
+
+def load_solver(out: Path) -> Solver:
+    """Reads a training run's latest checkpoint.
+
+    Raises:
+        InputError: if there is none.
+    """
+    with Checkpoints(out) as checkpoints:
+        step = checkpoints.latest_step()
+        about = checkpoints.about(step)
+        config = configs.from_dict(TrainConfig, about["config"])
+        model = make_student(config.model, about["feature_width"])
+        width = about["feature_width"]
+        statistics = Statistics(mean=jnp.zeros(width), std=jnp.ones(width))
+        batch = _smallest_batch(config, width)
+        like = jax.eval_shape(
+            lambda: init_state(model, make_optimizer(config.optim), batch, statistics, 0)
+        )
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), like
+        )
+        state = checkpoints.restore(like, step)
+    return Solver(config, int(state.step), about["teacher"], state, make_predict(config, width))
+
+
+def make_predict(config: TrainConfig, feature_width: int) -> Any:
+    """Returns the jitted forward pass: (state, batch) -> log-probabilities f32[B, N, N, V]."""
+    model = make_student(config.model, feature_width)
+
+    def predict(state: TrainState, batch: Batch) -> jax.Array:
+        variables = {"params": state.params}
+        if config.model.kind == "feature":
+            output = model.apply(variables, standardise(batch, state.statistics))
+            logits = output.logits  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            task, _ = model.apply(
+                variables, batch.demonstrations, batch.demonstration_mask, method="encode_task"
+            )
+            logits, _ = model.apply(variables, task, batch.query, method="answer")
+        return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+    return jax.jit(predict)
+
+
+def open_store(solver: Solver, path: Path | None) -> FeatureStore:
+    """Opens the features that a feature student reads, if they are its own teacher's."""
+    path = path or solver.config.data.store
+    if path is None:
+        raise InputError("store: a feature student needs its teacher's features; pass --store")
+    store = FeatureStore(path)
+    kept = ("teacher", "weights_digest", "tap", "view", "prompt", "feature_width")
+    check_provenance(
+        {key: store.provenance.get(key) for key in kept},
+        {key: (solver.teacher or {}).get(key) for key in kept},
+        str(path),
+    )
+    return store
+
+
+def _smallest_batch(config: TrainConfig, width: int) -> Batch:
+    """A batch of one with the fewest tokens: parameter shapes depend on neither."""
+    side = config.model.canvas if config.model.kind == "feature" else 8
+    tokens = 1 if config.model.kind == "feature" else 3 * (side // 2) ** 2
+    return Batch(
+        demonstrations=np.zeros((1, 1, 2, side, side), np.uint8),
+        demonstration_mask=np.ones((1, 1), bool),
+        query=np.zeros((1, side, side), np.uint8),
+        answer=np.zeros((1, side, side), np.uint8),
+        teacher=np.zeros((1, tokens, width), np.float32),
+        teacher_mask=np.ones((1, tokens), bool),
+    )

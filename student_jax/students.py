@@ -1,0 +1,189 @@
+"""The two students.
+
+In the shape descriptions: `B` batch, `S` teacher tokens, `T` tokens with a teacher target, `F`
+teacher feature width, `P` demonstrations, `N` canvas side, `V` = 12 cell classes, `D` width,
+`K` task tokens a demonstration.
+"""
+
+from __future__ import annotations
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bridge.canvas import NUM_CLASSES
+from student_jax.batch import Batch
+from student_jax.config import ModelConfig
+from student_jax.trunk import Trunk, rotary_angles
+
+
+@chex.dataclass(frozen=True)
+class StudentOutput:
+    """What a student says of a batch."""
+
+    logits: jax.Array  # f32[B, N, N, V]
+    features: jax.Array  # f32[B, T, F], to be held against the standardised teacher
+
+
+@chex.dataclass(frozen=True)
+class TaskTokens:
+    """What a student keeps of a task's demonstrations; computed once per task."""
+
+    tokens: jax.Array  # [B, P * K, D]
+    mask: jax.Array  # bool[B, P * K]
+
+
+class FeatureStudent(nn.Module):
+    """Reads the teacher's frozen features. As a trained readout it defines the teacher's accuracy.
+
+    It needs the teacher to run: it is no replacement for it.
+    """
+
+    config: ModelConfig
+    feature_width: int
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool = False) -> StudentOutput:
+        """Maps standardised features to logits; see `Batch`."""
+        config, side = self.config, self.config.canvas
+        num_tokens = batch.teacher.shape[1]
+        if num_tokens > config.max_tokens:
+            raise ValueError(f"tokens: expected at most {config.max_tokens}, got {num_tokens}")
+        x = nn.gelu(nn.LayerNorm()(nn.Dense(config.width)(batch.teacher)), approximate=False)
+        positions = self.param(
+            "positions", nn.initializers.normal(0.02), (config.max_tokens, config.width)
+        )
+        x = x + positions[None, :num_tokens]  # [B, S, D]
+        trunk = Trunk(
+            config.depth, config.heads, config.mlp_width, config.loops, dropout=config.dropout
+        )
+        x = trunk(x, batch.teacher_mask, train=train)
+
+        valid = batch.teacher_mask[..., None]
+        pooled = (x * valid).sum(1) / jnp.maximum(valid.sum(1), 1)  # [B, D]
+        hidden = nn.gelu(nn.Dense(2 * config.width)(pooled), approximate=False)
+        logits = nn.Dense(side * side * NUM_CLASSES)(hidden).reshape(-1, side, side, NUM_CLASSES)
+        features = nn.Dense(self.feature_width, name="projector")(x)
+        return StudentOutput(logits=logits, features=features)
+
+
+class GridStudent(nn.Module):
+    """Reads raw grids and answers in one pass, without the teacher.
+
+    `encode_task` reads each demonstration, input and output laid over each other cell by cell,
+    into K task tokens; `answer` reads the query beside them. At least one token a cell.
+    """
+
+    config: ModelConfig
+    feature_width: int
+
+    def setup(self) -> None:
+        """Declares the parts that `encode_task` and `answer` share."""
+        config = self.config
+        sizes = {
+            "heads": config.heads,
+            "mlp_width": config.mlp_width,
+            "dropout": config.dropout,
+        }
+        self.encoder = Trunk(depth=config.encoder_depth, **sizes)
+        self.core = Trunk(depth=config.depth, loops=config.loops, **sizes)
+        self.color = nn.Embed(NUM_CLASSES, config.width)
+        self.output_color = nn.Embed(NUM_CLASSES, config.width)
+        self.pair_tokens = self.param(
+            "pair_tokens", nn.initializers.normal(0.02), (config.tokens_per_pair, config.width)
+        )
+        self.head = nn.Dense(NUM_CLASSES)
+        # One map per kind of frame: a demonstration's input and output, and the query.
+        self.input_projector = nn.Dense(self.feature_width)
+        self.output_projector = nn.Dense(self.feature_width)
+        self.query_projector = nn.Dense(self.feature_width)
+
+    def encode_task(
+        self, demonstrations: jax.Array, mask: jax.Array, *, train: bool = False
+    ) -> tuple[TaskTokens, jax.Array]:
+        """Reads the demonstrations.
+
+        Args:
+            demonstrations: u8[B, P, 2, N, N], input and output canvases.
+            mask: bool[B, P], True where there is a demonstration.
+            train: whether dropout is on.
+
+        Returns:
+            The task tokens, and the cell states f32[B, P, N, N, D].
+        """
+        batch, pairs, _, side, _ = demonstrations.shape
+        shown = demonstrations.reshape(batch * pairs, 2, side * side)
+        cells = self.color(shown[:, 0]) + self.output_color(shown[:, 1])  # [B*P, N*N, D]
+        x, angles = self._with_prefix(
+            jnp.broadcast_to(self.pair_tokens, (batch * pairs, *self.pair_tokens.shape)), cells, side
+        )
+        x = self.encoder(x, None, angles, side, train=train)
+        count = self.config.tokens_per_pair
+        tokens = x[:, :count].reshape(batch, pairs * count, -1)
+        states = x[:, count:].reshape(batch, pairs, side, side, -1)
+        return TaskTokens(tokens=tokens, mask=jnp.repeat(mask, count, axis=1)), states
+
+    def answer(
+        self, task: TaskTokens, query: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Answers one query per task.
+
+        Args:
+            task: from `encode_task`.
+            query: u8[B, N, N].
+            train: whether dropout is on.
+
+        Returns:
+            Logits f32[B, N, N, V] and the cell states f32[B, N, N, D].
+        """
+        batch, side, _ = query.shape
+        x, angles = self._with_prefix(task.tokens, self.color(query.reshape(batch, -1)), side)
+        mask = jnp.concatenate([task.mask, jnp.ones((batch, side * side), bool)], 1)
+        x = self.core(x, mask, angles, side, train=train)
+        states = x[:, task.tokens.shape[1] :].reshape(batch, side, side, -1)
+        return self.head(states), states
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> StudentOutput:
+        """Answers a batch and projects its cell states to the teacher's patch maps."""
+        task, pair_states = self.encode_task(
+            batch.demonstrations, batch.demonstration_mask, train=train
+        )
+        logits, query_states = self.answer(task, batch.query, train=train)
+        pair_patches, query_patches = to_patches(pair_states), to_patches(query_states)
+        frames = jnp.stack(
+            [self.input_projector(pair_patches), self.output_projector(pair_patches)], 2
+        )  # [B, P, 2, N/2 * N/2, F]
+        size, width = logits.shape[0], self.feature_width
+        features = jnp.concatenate(
+            [frames.reshape(size, -1, width), self.query_projector(query_patches)], 1
+        )
+        return StudentOutput(logits=logits, features=features)
+
+    def _with_prefix(
+        self, prefix: jax.Array, cells: jax.Array, side: int
+    ) -> tuple[jax.Array, jax.Array]:
+        angles = rotary_angles(side, prefix.shape[1], self.config.width // self.config.heads)
+        return jnp.concatenate([prefix, cells], 1), angles
+
+
+def to_patches(states: jax.Array) -> jax.Array:
+    """Averages 2 x 2 cells, the part of a grid that one 14 px patch of the teacher shows.
+
+    Args:
+        states: [*B, N, N, D].
+
+    Returns:
+        [*B, N/2 * N/2, D].
+    """
+    *lead, side, _, width = states.shape
+    half = side // 2
+    return states.reshape(*lead, half, 2, half, 2, width).mean((-4, -2)).reshape(
+        *lead, half * half, width
+    )
+
+
+def make_student(config: ModelConfig, feature_width: int) -> FeatureStudent | GridStudent:
+    """Returns the student that the config names."""
+    kind = FeatureStudent if config.kind == "feature" else GridStudent
+    return kind(config, feature_width)

@@ -1,0 +1,214 @@
+"""Trains a student; a killed run goes on from its latest checkpoint.
+
+python -m student_jax.train --config configs/quickstart_grid.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from bridge import config as configs
+from bridge.arc import all_questions, known_answers
+from bridge.errors import InputError
+from bridge.store import FeatureStore
+from student_jax.batch import Statistics
+from student_jax.checkpoints import Checkpoints
+from student_jax.config import TrainConfig
+from student_jax.data import Examples
+from student_jax.state import (
+    init_state,
+    make_mesh,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+    replicated,
+)
+from student_jax.students import make_student
+
+
+def main(config: TrainConfig) -> None:
+    """Train a student on ARC tasks, with a teacher's features where a store is given.
+
+    A run that was stopped goes on from its latest checkpoint when started again; its result is
+    that of an unbroken run. Held-out tasks are never trained on.
+    """
+    train(config)
+
+
+def train(config: TrainConfig) -> dict[str, float]:
+    """Trains to `optim.total_steps` and returns the last step's metrics."""
+    check_same_config(config)
+    configs.save(config, config.out / "config.yaml")
+    mesh = make_mesh()
+    if config.optim.batch_size % mesh.devices.size:
+        raise InputError(
+            f"optim.batch_size: expected a multiple of {mesh.devices.size} devices, "
+            f"got {config.optim.batch_size}"
+        )
+
+    store = FeatureStore(config.data.store) if config.data.store else None
+    examples, statistics = load_examples(config, store)
+    first_batch = examples.train_batch(config.seed, 0, config.optim.batch_size)
+
+    model = make_student(config.model, examples.feature_width)
+    tx = make_optimizer(config.optim)
+    schedule = make_schedule(config.optim)
+    init = jax.jit(
+        lambda: init_state(model, tx, first_batch, statistics, config.seed),
+        out_shardings=replicated(mesh),
+    )
+    step_fn = make_train_step(config, model, tx, mesh)
+    about = {
+        "feature_width": examples.feature_width,
+        "teacher": store.provenance if store else None,
+    }
+
+    with Checkpoints(config.out, create=True) as checkpoints:
+        first_step = checkpoints.latest_step() or 0
+        state = restore(checkpoints, init, mesh) if first_step else init()
+        log = MetricsLog(config.out, first_step, config.optim.total_steps)
+        log.say(describe(config, examples, state, first_step))
+        batches = examples.train_batches(config.seed, first_step, config.optim.batch_size)
+        metrics: dict[str, float] = {}
+        # One pass more than steps: the last save happens without repeating its code.
+        for step, batch in zip(range(first_step, config.optim.total_steps + 1), batches):
+            done = step == config.optim.total_steps
+            if step > first_step and (done or step % config.checkpoint_steps == 0):
+                checkpoints.save(step, state, config, about)
+            if done:
+                break
+            state, values = step_fn(state, batch)
+            metrics = {name: float(value) for name, value in jax.device_get(values).items()}
+            metrics["learning_rate"] = float(schedule(step))
+            if not np.isfinite(metrics["loss"]):
+                raise InputError(
+                    f"step {step}: the loss is not finite; the last good checkpoint is step "
+                    f"{checkpoints.latest_step()}; lower optim.peak_lr"
+                )
+            log.write(step + 1, metrics, keep=(step + 1) % config.log_steps == 0)
+        log.close()
+        checkpoints.wait()
+    return metrics
+
+
+def load_examples(
+    config: TrainConfig, store: FeatureStore | None
+) -> tuple[Examples, Statistics]:
+    """Returns the examples of the training tasks, and the teacher's statistics."""
+    tasks, _ = config.data.tasks.split(config.data.tasks.load())
+    questions = [question for task in tasks.values() for question in all_questions(task)]
+    answers = {name: grid for task in tasks.values() for name, grid in known_answers(task).items()}
+    questions = [question for question in questions if question.example_id in answers]
+    examples = Examples(questions, answers, config.model, config.data, store)
+    if not examples.examples:
+        raise InputError("data.tasks: no training example is left; raise max_side or limit")
+    if store is None:
+        width = examples.feature_width
+        return examples, Statistics(mean=np.zeros(width, "f4"), std=np.ones(width, "f4"))
+    statistics = store.statistics()
+    return examples, Statistics(mean=statistics.mean, std=statistics.std)
+
+
+def restore(checkpoints: Checkpoints, init: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Returns the latest state, placed as `init` would place it."""
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        jax.eval_shape(init),
+    )
+    return checkpoints.restore(like)
+
+
+def check_same_config(config: TrainConfig) -> None:
+    """Refuses to go on with a run under another config.
+
+    Raises:
+        InputError: naming the first key that differs.
+    """
+    path = config.out / "config.yaml"
+    if not path.is_file() or not (config.out / "checkpoints").is_dir():
+        return
+    there = flatten(configs.to_dict(configs.load(TrainConfig, path)))
+    for key, value in flatten(configs.to_dict(config)).items():
+        if key not in ("out", "log_steps", "checkpoint_steps") and there[key] != value:
+            raise InputError(
+                f"{config.out} holds a run with {key} = {there[key]}, got {value}; "
+                "give another --out, or delete that folder to start again"
+            )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested config as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def describe(config: TrainConfig, examples: Examples, state: Any, first_step: int) -> str:
+    """Returns what a user should know before the first step."""
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    teacher = examples.store.provenance["weights"] if examples.store else "none"
+    left_out = f", {examples.left_out} left out (answer off the canvas)" * bool(examples.left_out)
+    return (
+        f"student: {config.model.kind}, {count:,} parameters, {len(jax.devices())} device(s)\n"
+        f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}\n"
+        + (f"resuming at step {first_step}" if first_step else "starting")
+    )
+
+
+class MetricsLog:
+    """Shows a progress bar and keeps the metrics: TensorBoard, and one JSON line a log step.
+
+    After a resume, lines that the checkpoint does not know are dropped, so the file reads like
+    that of an unbroken run.
+    """
+
+    def __init__(self, out: Path, first_step: int, total_steps: int) -> None:
+        """Opens the files and cuts them back to `first_step`."""
+        self._path = out / "metrics.jsonl"
+        lines = self._path.read_text().splitlines() if self._path.is_file() else []
+        # A killed run can leave half a line.
+        whole = [line for line in lines if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] <= first_step]
+        self._path.write_text("".join(f"{line}\n" for line in kept))
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
+        self._bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step")
+        self._time, self._step = time.perf_counter(), first_step
+
+    def say(self, text: str) -> None:
+        """Prints above the bar."""
+        self._bar.write(text)
+
+    def write(self, step: int, metrics: dict[str, float], *, keep: bool) -> None:
+        """Shows a step; keeps it if asked to."""
+        self._bar.update()
+        self._bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items() if k != "learning_rate"})
+        if not keep:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        now = time.perf_counter()
+        rate = (step - self._step) / max(now - self._time, 1e-9)
+        self._time, self._step = now, step
+        for name, value in {**metrics, "steps_per_second": rate}.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the files."""
+        self._bar.close()
+        self._board.close()
+
+
+if __name__ == "__main__":
+    configs.command(main, TrainConfig)

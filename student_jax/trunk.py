@@ -1,0 +1,170 @@
+"""The transformer that both students share.
+
+In the shape descriptions: `B` batch, `T` tokens, `D` width, `H` heads, `K` = D / H head width,
+`M` MLP width, `N` canvas side.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
+
+
+def rotary_angles(side: int, prefix: int, head_width: int) -> jax.Array:
+    """Returns the angles of 2-D rotary position embedding for `prefix` tokens and then a canvas.
+
+    The first half of a head turns with the row, the second with the column; prefix tokens do not
+    turn at all.
+
+    Source: RoPE, arXiv 2104.09864; axial 2-D form, arXiv 2403.13298.
+
+    Returns:
+        f32[prefix + N * N, K / 2].
+    """
+    quarter = head_width // 4
+    frequencies = ROPE_BASE ** (-jnp.arange(quarter) / quarter)
+    position = jnp.arange(side)[:, None] * frequencies[None]  # [N, K/4]
+    shape = (side, side, quarter)
+    rows = jnp.broadcast_to(position[:, None], shape)
+    cols = jnp.broadcast_to(position[None, :], shape)
+    cells = jnp.concatenate([rows, cols], -1).reshape(side * side, 2 * quarter)
+    return jnp.concatenate([jnp.zeros((prefix, 2 * quarter)), cells])
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Turns each pair of channels by its angle.
+
+    Args:
+        x: [B, T, H, K].
+        angles: f32[T, K / 2].
+    """
+    sin, cos = (f(angles)[None, :, None].astype(x.dtype) for f in (jnp.sin, jnp.cos))
+    even, odd = jnp.split(x, 2, -1)
+    return jnp.concatenate([even * cos - odd * sin, even * sin + odd * cos], -1)
+
+
+def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves every channel of a canvas with its own 3 x 3 kernel, zeros outside.
+
+    Nine shifted products: XLA's grouped convolution is slow on CPUs, and this form exports anywhere.
+
+    Args:
+        x: [B, N, N, M].
+        kernel: [3, 3, M].
+    """
+    side = x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(
+        (padded[:, i : i + side, j : j + side] * kernel[i, j] for i in range(3) for j in range(3)),
+        start=jnp.zeros_like(x),
+    )
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP.
+
+    On a canvas the MLP is gated and mixes neighbouring cells: a 3 x 3 depthwise convolution inside
+    the gate (LoopViT, arXiv 2602.02156).
+    """
+
+    heads: int
+    mlp_width: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        angles: jax.Array | None,
+        side: int | None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D].
+
+        Args:
+            x: [B, T, D].
+            mask: bool[B, T], True where a token may be attended; None for everywhere.
+            angles: f32[T, K / 2] of the rotary embedding, or None for none.
+            side: N if the last N * N tokens are a canvas' cells, or None.
+            train: whether dropout is on.
+        """
+        x = x + self._drop(self._attention(nn.LayerNorm()(x), mask, angles), train)
+        return x + self._drop(self._mlp(nn.LayerNorm()(x), side), train)
+
+    def _attention(
+        self, x: jax.Array, mask: jax.Array | None, angles: jax.Array | None
+    ) -> jax.Array:
+        head_width = x.shape[-1] // self.heads
+        query, key, value = (
+            nn.DenseGeneral((self.heads, head_width), name=name)(x)  # [B, T, H, K]
+            for name in ("query", "key", "value")
+        )
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
+        attended = jax.nn.dot_product_attention(
+            query, key, value, mask=None if mask is None else mask[:, None, None, :]
+        )
+        return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out")(attended)
+
+    def _mlp(self, x: jax.Array, side: int | None) -> jax.Array:
+        if side is None:
+            hidden = nn.gelu(nn.Dense(self.mlp_width, name="up")(x), approximate=False)
+            return nn.Dense(x.shape[-1], name="down")(hidden)
+        gate = nn.silu(nn.Dense(self.mlp_width, name="gate")(x))
+        hidden = gate * nn.Dense(self.mlp_width, name="up")(x)  # [B, T, M]
+        prefix = x.shape[1] - side**2
+        kernel = self.param("kernel", _identity_3x3, (3, 3, self.mlp_width))
+        cells = hidden[:, prefix:].reshape(len(x), side, side, -1)
+        mixed = depthwise_3x3(cells, kernel).reshape(len(x), side**2, -1)
+        hidden = jnp.concatenate([hidden[:, :prefix], mixed], 1)
+        return nn.Dense(x.shape[-1], name="down")(hidden)
+
+    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+
+class Trunk(nn.Module):
+    """`depth` blocks, run `loops` times with the same weights, then a norm.
+
+    A learned embedding tells each round which one it is. Plain Python loops: `nn.scan` does not
+    convert to ONNX.
+    """
+
+    depth: int
+    heads: int
+    mlp_width: int
+    loops: int = 1
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        angles: jax.Array | None = None,
+        side: int | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; arguments as for `Block`."""
+        blocks = [
+            Block(self.heads, self.mlp_width, self.dropout, name=f"block_{i}")
+            for i in range(self.depth)
+        ]
+        rounds = self.param("rounds", nn.initializers.zeros, (self.loops, x.shape[-1]))
+        for loop in range(self.loops):
+            x = x + rounds[loop].reshape(1, 1, -1).astype(x.dtype)
+            for block in blocks:
+                x = block(x, mask, angles, side, train=train)
+        return nn.LayerNorm(name="norm")(x)
+
+
+def _identity_3x3(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Starts the convolution as the identity with a little noise, so that it can only help."""
+    noise = 0.02 * jax.random.normal(key, shape)
+    return noise.at[1, 1].add(1.0)
