@@ -67,7 +67,7 @@ class Task:
         return max(max(grid.shape) for grid in (*seen, *self.test_inputs))
 
 
-def test_questions(task: Task) -> list[Question]:
+def open_questions(task: Task) -> list[Question]:
     """Returns one question per test input, all demonstrations as context."""
     return [
         Question(f"{task.task_id}_test_{i}", task.task_id, task.demonstrations, grid)
@@ -89,7 +89,7 @@ def all_questions(task: Task) -> list[Question]:
         )
         for i, pair in enumerate(task.demonstrations)
     ]
-    return left_out + test_questions(task)
+    return left_out + open_questions(task)
 
 
 def known_answers(task: Task) -> dict[str, Grid]:

@@ -40,7 +40,7 @@ class Attempts:
 
 
 def smallest_side(longest: int) -> int:
-    """Returns the smallest canvas side that holds a grid of that many rows or columns, and a border.
+    """Returns the smallest canvas side that holds a grid side of that length and a border.
 
     Raises:
         InputError: if there is none.
@@ -61,8 +61,9 @@ def side_for(question: Question) -> int:
     growth = set()
     for pair in question.demonstrations:
         longest = max(longest, *pair.input.shape, *pair.output.shape)
-        growth.add((pair.output.shape[0] / pair.input.shape[0],
-                    pair.output.shape[1] / pair.input.shape[1]))
+        growth.add(
+            (pair.output.shape[0] / pair.input.shape[0], pair.output.shape[1] / pair.input.shape[1])
+        )
     if len(growth) == 1:
         rows, cols = growth.pop()
         grown = max(question.query.shape[0] * rows, question.query.shape[1] * cols)
@@ -107,7 +108,8 @@ def decode(log_probs: npt.NDArray[np.float32]) -> Attempts:
     scores = _shape_scores(log_probs)
     order = np.argsort(-scores, axis=None, kind="stable")[:2]
     (rows, cols), (other_rows, other_cols) = (
-        (int(i) + 1, int(j) + 1) for i, j in zip(*np.unravel_index(order, scores.shape), strict=True)
+        (int(i) + 1, int(j) + 1)
+        for i, j in zip(*np.unravel_index(order, scores.shape), strict=True)
     )
     colors = log_probs[..., :NUM_COLORS]
     ranked = np.argsort(-colors, axis=-1, kind="stable")  # [N, N, 10]

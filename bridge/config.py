@@ -47,7 +47,6 @@ def parse(config_type: type[C], args: Sequence[str], description: str | None = N
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     known, rest = peek.parse_known_args(args)
-    default = load(config_type, known.config) if known.config else None
     text = inspect.cleandoc(description or "")
     spec = sys.modules["__main__"].__spec__  # set when run with python -m
     return tyro.cli(
@@ -55,7 +54,7 @@ def parse(config_type: type[C], args: Sequence[str], description: str | None = N
         prog=f"python -m {spec.name}" if spec else None,
         use_underscores=True,  # flags are spelt as the keys of the YAML file
         args=rest,
-        default=default,
+        default=load(config_type, known.config) if known.config else tyro.MISSING_NONPROP,
         description=f"{text}\n\n--config PATH reads a YAML file first; flags override it.".strip(),
         # Every override has the one form `--a.b VALUE`, booleans too.
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),

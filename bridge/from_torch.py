@@ -1,7 +1,7 @@
 """The torch edge: bfloat16 between torch tensors, numpy arrays and DLPack, bit for bit.
 
-The only file of the bridge's core rooms that imports torch. torch has no numpy bfloat16 and numpy
-knows the type only through `ml_dtypes`, so bits are carried as uint16 and looked at anew on arrival.
+torch has no numpy bfloat16 and numpy knows the type only through `ml_dtypes`, so bits are carried
+as uint16 and looked at anew on arrival.
 """
 
 from __future__ import annotations

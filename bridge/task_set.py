@@ -31,7 +31,9 @@ class TaskSet:
         if not 1 <= self.max_side <= MAX_SIDE:
             raise ValueError(f"max_side: expected 1..{MAX_SIDE}, got {self.max_side}")
         if self.max_demonstrations < 1:
-            raise ValueError(f"max_demonstrations: expected 1 or more, got {self.max_demonstrations}")
+            raise ValueError(
+                f"max_demonstrations: expected 1 or more, got {self.max_demonstrations}"
+            )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit: expected at least 1, got {self.limit}")
         if not 0 <= self.dev_fraction < 1:

@@ -29,6 +29,7 @@ def to_numpy(array: jax.Array) -> npt.NDArray[Any]:
 def share_from_torch(tensor: Any) -> jax.Array:
     """Returns a JAX array over a torch tensor's buffer through DLPack: no copy, same device.
 
+    That holds for what torch allocates; JAX copies a buffer that is not 64-byte aligned.
     Later writes to the tensor show through; `own` gives an array that is safe from them.
     Gradients do not cross: the tensor is detached.
     """
@@ -36,5 +37,5 @@ def share_from_torch(tensor: Any) -> jax.Array:
 
 
 def own(array: jax.Array) -> jax.Array:
-    """Returns a copy that shares no memory (`from_dlpack(copy=True)` does not copy, jax 0.10-0.12)."""
+    """Returns a copy that shares no memory; `from_dlpack(copy=True)` does not (jax 0.10-0.12)."""
     return jnp.array(array, copy=True)

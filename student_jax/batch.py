@@ -6,16 +6,16 @@ In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `T` t
 
 from __future__ import annotations
 
-import chex
+from dataclasses import dataclass, replace
+
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from bridge.arc import Grid, Question
 from bridge.canvas import to_canvas
-from bridge.store import Record
+from bridge.store import Features, Record
 
 PATCHES = 16  # a one-tile frame's tokens form a 16 x 16 map
 TOKEN_BUCKET = 2048  # feature sequences are padded to a multiple of this, one compilation each
@@ -23,7 +23,8 @@ TOKEN_BUCKET = 2048  # feature sequences are padded to a multiple of this, one c
 Array = jax.Array | np.ndarray
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """One batch; a feature student reads `teacher`, a grid student the canvases."""
 
@@ -35,7 +36,8 @@ class Batch:
     teacher_mask: Array  # bool[B, T], True where a feature was recorded
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Statistics:
     """The teacher's mean and std per channel; travels with the student's weights."""
 
@@ -49,11 +51,9 @@ def standardise(batch: Batch, statistics: Statistics) -> Batch:
     Without it a few channels of a language model's residual stream decide every distance
     (arXiv 2601.22966).
     """
-    values = jnp.asarray(batch.teacher, jnp.float32) - statistics.mean
-    values = values / jnp.maximum(statistics.std, 1e-6)
-    return batch.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        teacher=jnp.where(batch.teacher_mask[..., None], values, 0.0)
-    )
+    mean, std = (jnp.asarray(x)[None, None] for x in (statistics.mean, statistics.std))
+    values = (jnp.asarray(batch.teacher, jnp.float32) - mean) / jnp.maximum(std, 1e-6)
+    return replace(batch, teacher=jnp.where(batch.teacher_mask[..., None], values, 0.0))
 
 
 def demonstration_canvases(
@@ -73,8 +73,8 @@ def demonstration_canvases(
 
 
 def frame_maps(
-    features: npt.NDArray[ml_dtypes.bfloat16], record: Record, side: int, count: int
-) -> tuple[npt.NDArray[ml_dtypes.bfloat16], npt.NDArray[np.bool_]]:
+    features: Features, record: Record, side: int, count: int
+) -> tuple[Features, npt.NDArray[np.bool_]]:
     """Cuts the teacher's patch maps to what a grid student's canvases cover.
 
     Args:

@@ -94,7 +94,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.max_demonstrations < 1:
-            raise ValueError(f"max_demonstrations: expected 1 or more, got {self.max_demonstrations}")
+            raise ValueError(
+                f"max_demonstrations: expected 1 or more, got {self.max_demonstrations}"
+            )
         if not 0 <= self.augmented_fraction <= 1:
             raise ValueError(f"augmented_fraction: expected 0..1, got {self.augmented_fraction}")
 

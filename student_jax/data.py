@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -97,8 +97,10 @@ class Examples:
         ]
         return Batch(**{name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
 
-    def train_batches(self, seed: int, first_step: int, batch_size: int) -> Iterator[Batch]:
-        """Yields the batches of `first_step`, `first_step + 1`, ...; the next is drawn meanwhile."""
+    def train_batches(
+        self, seed: int, first_step: int, batch_size: int
+    ) -> Generator[Batch, None, None]:
+        """Yields the batches from `first_step` on; the next is drawn meanwhile."""
         with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
             step = first_step
             upcoming = pool.submit(self.train_batch, seed, step, batch_size)

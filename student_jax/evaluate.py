@@ -83,9 +83,7 @@ def load_predictions(paths: tuple[Path, ...], tasks: dict[str, Task]) -> dict[st
     return files
 
 
-def evaluate(
-    files: dict[str, Predictions], tasks: dict[str, Task]
-) -> dict[str, dict[str, Scores]]:
+def evaluate(files: dict[str, Predictions], tasks: dict[str, Task]) -> dict[str, dict[str, Scores]]:
     """Returns group -> row -> scores, baselines first."""
     first = next(iter(files.values()))
     chosen = {task_id: tasks[task_id] for task_id in first.attempts}

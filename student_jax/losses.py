@@ -6,6 +6,8 @@ width, `*B` any leading axes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ from student_jax.config import LossConfig
 from student_jax.students import StudentOutput
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class LossTerms:
     """Means over the examples, f32[] each."""
 

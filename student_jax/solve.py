@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge import config as configs
-from bridge.arc import Grid, Task, test_questions
+from bridge.arc import Grid, Task, open_questions
 from bridge.arc_files import find_task, load_tasks
 from bridge.canvas import Attempts
 from bridge.errors import InputError
@@ -63,10 +63,10 @@ def main(config: SolveConfig) -> None:
         raise InputError(f"split: the run holds no {config.split} tasks; pass --split all")
 
     blind = [task.blind() for task in tasks.values()]
-    questions = [question for task in blind for question in test_questions(task)]
+    questions = [question for task in blind for question in open_questions(task)]
     answers = solver.solve(questions, config.store)
     attempts = {
-        task.task_id: tuple(answers[q.example_id] for q in test_questions(task)) for task in blind
+        task.task_id: tuple(answers[q.example_id] for q in open_questions(task)) for task in blind
     }
     if single is not None:
         print_attempts(Console(), single, attempts[single.task_id])

@@ -93,9 +93,7 @@ def load_solver(out: Path) -> Solver:
             lambda: init_state(model, make_optimizer(config.optim), batch, statistics, 0)
         )
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), like
-        )
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), like)
         state = checkpoints.restore(like, step)
     return Solver(config, int(state.step), about["teacher"], state, make_predict(config, width))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ AXIS = "data"
 Metrics = dict[str, jax.Array]
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """All that a step reads and writes; the same on every device."""
 
@@ -150,11 +151,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def _pmapped(per_device: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Gives `pmap`, which wants a leading device axis, the same interface as the jitted step."""
-    count = mesh.devices.size
-    mapped = jax.pmap(per_device, AXIS, in_axes=(None, 0), out_axes=None, devices=mesh.devices.flat)
+    devices = mesh.devices.tolist()
+    mapped = jax.pmap(per_device, AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        shares = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        shares = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
         return mapped(state, shares)
 
     return step

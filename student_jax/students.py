@@ -7,18 +7,20 @@ teacher feature width, `P` demonstrations, `N` canvas side, `V` = 12 cell classe
 
 from __future__ import annotations
 
-import chex
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bridge.canvas import NUM_CLASSES
-from student_jax.batch import Batch
+from student_jax.batch import Array, Batch
 from student_jax.config import ModelConfig
 from student_jax.trunk import Trunk, rotary_angles
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class StudentOutput:
     """What a student says of a batch."""
 
@@ -26,7 +28,8 @@ class StudentOutput:
     features: jax.Array  # f32[B, T, F], to be held against the standardised teacher
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TaskTokens:
     """What a student keeps of a task's demonstrations; computed once per task."""
 
@@ -100,7 +103,7 @@ class GridStudent(nn.Module):
         self.query_projector = nn.Dense(self.feature_width)
 
     def encode_task(
-        self, demonstrations: jax.Array, mask: jax.Array, *, train: bool = False
+        self, demonstrations: Array, mask: Array, *, train: bool = False
     ) -> tuple[TaskTokens, jax.Array]:
         """Reads the demonstrations.
 
@@ -116,7 +119,9 @@ class GridStudent(nn.Module):
         shown = demonstrations.reshape(batch * pairs, 2, side * side)
         cells = self.color(shown[:, 0]) + self.output_color(shown[:, 1])  # [B*P, N*N, D]
         x, angles = self._with_prefix(
-            jnp.broadcast_to(self.pair_tokens, (batch * pairs, *self.pair_tokens.shape)), cells, side
+            jnp.broadcast_to(self.pair_tokens, (batch * pairs, *self.pair_tokens.shape)),
+            cells,
+            side,
         )
         x = self.encoder(x, None, angles, side, train=train)
         count = self.config.tokens_per_pair
@@ -125,7 +130,7 @@ class GridStudent(nn.Module):
         return TaskTokens(tokens=tokens, mask=jnp.repeat(mask, count, axis=1)), states
 
     def answer(
-        self, task: TaskTokens, query: jax.Array, *, train: bool = False
+        self, task: TaskTokens, query: Array, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """Answers one query per task.
 
@@ -178,8 +183,10 @@ def to_patches(states: jax.Array) -> jax.Array:
     """
     *lead, side, _, width = states.shape
     half = side // 2
-    return states.reshape(*lead, half, 2, half, 2, width).mean((-4, -2)).reshape(
-        *lead, half * half, width
+    return (
+        states.reshape(*lead, half, 2, half, 2, width)
+        .mean((-4, -2))
+        .reshape(*lead, half * half, width)
     )
 
 

@@ -79,29 +79,28 @@ def train(config: TrainConfig) -> dict[str, float]:
         batches = examples.train_batches(config.seed, first_step, config.optim.batch_size)
         metrics: dict[str, float] = {}
         # One pass more than steps: the last save happens without repeating its code.
-        for step, batch in zip(range(first_step, config.optim.total_steps + 1), batches):
+        for step in range(first_step, config.optim.total_steps + 1):
             done = step == config.optim.total_steps
             if step > first_step and (done or step % config.checkpoint_steps == 0):
                 checkpoints.save(step, state, config, about)
             if done:
                 break
-            state, values = step_fn(state, batch)
-            metrics = {name: float(value) for name, value in jax.device_get(values).items()}
-            metrics["learning_rate"] = float(schedule(step))
+            state, values = step_fn(state, next(batches))
+            metrics = {name: value.item() for name, value in jax.device_get(values).items()}
+            metrics["learning_rate"] = np.asarray(schedule(step)).item()
             if not np.isfinite(metrics["loss"]):
                 raise InputError(
                     f"step {step}: the loss is not finite; the last good checkpoint is step "
                     f"{checkpoints.latest_step()}; lower optim.peak_lr"
                 )
             log.write(step + 1, metrics, keep=(step + 1) % config.log_steps == 0)
+        batches.close()
         log.close()
         checkpoints.wait()
     return metrics
 
 
-def load_examples(
-    config: TrainConfig, store: FeatureStore | None
-) -> tuple[Examples, Statistics]:
+def load_examples(config: TrainConfig, store: FeatureStore | None) -> tuple[Examples, Statistics]:
     """Returns the examples of the training tasks, and the teacher's statistics."""
     tasks, _ = config.data.tasks.split(config.data.tasks.load())
     questions = [question for task in tasks.values() for question in all_questions(task)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
 
@@ -49,7 +50,7 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves every channel of a canvas with its own 3 x 3 kernel, zeros outside.
 
-    Nine shifted products: XLA's grouped convolution is slow on CPUs, and this form exports anywhere.
+    Nine shifted products: XLA's grouped convolution is slow on CPUs; this exports anywhere, too.
 
     Args:
         x: [B, N, N, M].
@@ -78,7 +79,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array | None,
+        mask: jax.Array | np.ndarray | None,
         angles: jax.Array | None,
         side: int | None,
         *,
@@ -97,7 +98,7 @@ class Block(nn.Module):
         return x + self._drop(self._mlp(nn.LayerNorm()(x), side), train)
 
     def _attention(
-        self, x: jax.Array, mask: jax.Array | None, angles: jax.Array | None
+        self, x: jax.Array, mask: jax.Array | np.ndarray | None, angles: jax.Array | None
     ) -> jax.Array:
         head_width = x.shape[-1] // self.heads
         query, key, value = (
@@ -145,7 +146,7 @@ class Trunk(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array | None = None,
+        mask: jax.Array | np.ndarray | None = None,
         angles: jax.Array | None = None,
         side: int | None = None,
         *,

@@ -65,19 +65,22 @@ class Gr00tBackbone(nn.Module):
     def __init__(self, size: Size) -> None:
         """Builds the network; call it under `torch.device("meta")` to allocate nothing."""
         super().__init__()
-        vision = SiglipVisionConfig(
-            image_size=TILE_PX, patch_size=14, vision_use_head=False, **_VISION[size]
+        vision = SiglipVisionConfig.from_dict(
+            {"image_size": TILE_PX, "patch_size": 14, "vision_use_head": False, **_VISION[size]}
         )
-        language = Qwen3Config(
-            vocab_size=VOCABULARY,
-            max_position_embeddings=40960,
-            rms_norm_eps=1e-6,
-            rope_theta=1e6,
-            use_cache=False,
-            **_LANGUAGE[size],
+        language = Qwen3Config.from_dict(
+            {
+                "vocab_size": VOCABULARY,
+                "max_position_embeddings": 40960,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 1e6,
+                "use_cache": False,
+                **_LANGUAGE[size],
+            }
         )
         self.vision_model = SiglipVisionModel(vision)
-        self.mlp1 = nn.Sequential(nn.Linear(vision.hidden_size, language.hidden_size))
+        connector = nn.Linear(vision.hidden_size, language.hidden_size)
+        self.mlp1 = nn.Sequential(connector)
         self.language_model = Qwen3Model(language)
 
     def forward(
@@ -93,7 +96,7 @@ class Gr00tBackbone(nn.Module):
         Returns:
             [B, S, F] in the weights' dtype.
         """
-        dtype = self.mlp1[0].weight.dtype
+        dtype = next(self.mlp1.parameters()).dtype
         maps = [
             self.mlp1(self.vision_model(pixel_values=tiles.to(dtype)).last_hidden_state)
             for tiles in pixel_values.split(TILES_AT_ONCE)

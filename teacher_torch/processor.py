@@ -142,7 +142,7 @@ def tokenize(tiles_per_image: Sequence[int], prompt: str) -> list[int]:
 
 
 def _resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bicubic with antialias on u8, the kernel that torchvision v2 calls. u8[1, 3, height, width]."""
+    """Bicubic with antialias on u8, the kernel that torchvision v2 calls: u8[1, 3, H, W]."""
     if image.shape[2:] == (height, width):
         return image
     return torch.nn.functional.interpolate(image, (height, width), mode="bicubic", antialias=True)

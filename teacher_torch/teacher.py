@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from bridge.arc import Question
 from bridge.errors import InputError
-from bridge.store import FrameTokens
+from bridge.store import Features, FrameTokens
 from bridge.views import View, task_view
 
 # bf16 keeps 8 bits of mantissa; the reference's own bf16 and fp32 features differ by 0.08 at unit
@@ -27,11 +26,11 @@ BATCH_TOLERANCE = 0.05
 class TeacherOutput:
     """Features of a batch of views."""
 
-    features: npt.NDArray[ml_dtypes.bfloat16]  # bf16[B, S, F]
+    features: Features  # bf16[B, S, F]
     mask: npt.NDArray[np.bool_]  # bool[B, S], True where valid
     frames: tuple[tuple[FrameTokens, ...], ...]  # per view; tokens counted without the padding
 
-    def example(self, index: int) -> npt.NDArray[ml_dtypes.bfloat16]:
+    def example(self, index: int) -> Features:
         """Returns one view's features without padding, bf16[S, F]."""
         return self.features[index][self.mask[index]]
 

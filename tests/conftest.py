@@ -1,0 +1,134 @@
+"""Shared fixtures. Sets up JAX before anything imports it."""
+
+import os
+
+# Two virtual devices, so that data parallelism is really exercised. On few cores such devices can
+# deadlock in a loop of collectives unless XLA's thread pool is larger than the machine.
+os.environ["NPROC"] = "16"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import json
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import yaml
+
+from bridge.arc import Pair, Task
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("ci")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_grid(rng, rows, cols):
+    grid = rng.integers(0, 10, (rows, cols)).astype(np.uint8)
+    grid.setflags(write=False)
+    return grid
+
+
+@pytest.fixture
+def task():
+    """Three demonstrations and one test input, all 3 x 3; the answer is known."""
+    rng = np.random.default_rng(0)
+    pairs = tuple(Pair(make_grid(rng, 3, 3), make_grid(rng, 3, 3)) for _ in range(3))
+    return Task("0a0a0a0a", pairs, (make_grid(rng, 3, 3),), (make_grid(rng, 3, 3),))
+
+
+def task_json(task, *, answers=True):
+    """The task as the JSON of a task file."""
+    tests = [{"input": g.tolist()} for g in task.test_inputs]
+    if answers:
+        for item, grid in zip(tests, task.test_outputs, strict=True):
+            item["output"] = grid.tolist()
+    train = [{"input": p.input.tolist(), "output": p.output.tolist()} for p in task.demonstrations]
+    return {"train": train, "test": tests}
+
+
+@pytest.fixture(scope="session")
+def task_folder(tmp_path_factory):
+    """Six tasks on disk; `flip` mirrors its input, so that there is something to learn."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = np.random.default_rng(1)
+    for name in ("1a", "1b", "1c", "1d", "1e", "1f"):
+        inputs = [make_grid(rng, 3, 3) for _ in range(3)]
+        pairs = tuple(Pair(g, g[:, ::-1]) for g in inputs[:2])
+        value = task_json(Task(name, pairs, (inputs[2],), (inputs[2][:, ::-1],)))
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def extract_config(task_folder, tmp_path_factory):
+    """The config of the session's feature store, and its path."""
+    from bridge.task_set import TaskSet
+    from teacher_torch.extract import ExtractConfig
+
+    return ExtractConfig(
+        out=tmp_path_factory.mktemp("extract") / "features", tasks=TaskSet(source=str(task_folder))
+    )
+
+
+@pytest.fixture(scope="session")
+def store_path(extract_config):
+    """A feature store written by the real command with the tiny teacher."""
+    from teacher_torch.extract import main
+
+    main(extract_config)
+    return extract_config.out
+
+
+def train_dict(task_folder, store, out, **changes):
+    """A tiny training run as a plain dict; `changes` are dotted keys."""
+    value = {
+        "out": str(out),
+        "data": {"store": store and str(store), "tasks": {"source": str(task_folder)}},
+        "model": {
+            "kind": "grid",
+            "width": 16,
+            "heads": 2,
+            "mlp_width": 16,
+            "depth": 1,
+            "encoder_depth": 1,
+            "tokens_per_pair": 2,
+            "canvas": 8,
+        },
+        "optim": {"total_steps": 4, "batch_size": 4, "peak_lr": 1e-2},
+        "log_steps": 1,
+        "checkpoint_steps": 2,
+    }
+    for key, item in changes.items():
+        *path, last = key.split(".")
+        place = value
+        for part in path:
+            place = place[part]
+        place[last] = item
+    return value
+
+
+@pytest.fixture
+def train_config(task_folder, store_path, tmp_path):
+    """Makes tiny training configs: `train_config(**{"optim.total_steps": 2})`."""
+    from bridge import config as configs
+    from student_jax.config import TrainConfig
+
+    def make(**changes):
+        return configs.from_dict(
+            TrainConfig,
+            train_dict(task_folder, changes.pop("store", store_path), tmp_path / "run", **changes),
+        )
+
+    return make
+
+
+@pytest.fixture
+def write_yaml(tmp_path):
+    def write(value, name="config.yaml"):
+        path = tmp_path / name
+        path.write_text(value if isinstance(value, str) else yaml.safe_dump(value))
+        return path
+
+    return write

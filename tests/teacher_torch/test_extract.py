@@ -1,0 +1,103 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bridge import config as configs
+from bridge.errors import InputError
+from bridge.store import FeatureStore
+from teacher_torch import gr00t
+from teacher_torch.extract import ExtractConfig, main
+from tests.conftest import ROOT
+
+
+def contents(folder):
+    """Every file of a store with its bytes, but for the config that names its folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and path.name != "config.yaml" and not path.name.endswith(".__lock")
+    }
+
+
+def test_store_holds_every_question_with_provenance(store_path, extract_config):
+    store = FeatureStore(store_path)
+    assert len(store.records) == 6 * 3
+    assert store.provenance["view"] == "task"
+    assert "random weights" in store.provenance["weights"]
+    assert store.statistics().num_tokens == sum(r.num_tokens for r in store.records.values())
+    assert configs.load(ExtractConfig, store_path / "config.yaml") == extract_config
+
+
+def test_interrupted_extract_goes_on_to_the_same_bytes(
+    store_path, extract_config, tmp_path, monkeypatch
+):
+    config = replace(extract_config, out=tmp_path / "again")
+    calls = []
+    features = gr00t.Gr00tTeacher.features
+
+    def counted(self, views):
+        calls.extend(view.example_id for view in views)
+        if len(set(calls)) == 8:
+            raise KeyboardInterrupt
+        return features(self, views)
+
+    monkeypatch.setattr(gr00t.Gr00tTeacher, "features", counted)
+    with pytest.raises(KeyboardInterrupt):
+        main(config)
+    done = len(FeatureStore(config.out).records)
+    assert 0 < done < 18
+    calls.clear()
+    monkeypatch.setattr(
+        gr00t.Gr00tTeacher,
+        "features",
+        lambda self, views: calls.extend(v.example_id for v in views) or features(self, views),
+    )
+    main(config)
+    extracted = [name for name in calls if not name.startswith("check")]
+    assert len(extracted) == 18 - done  # once per missing example
+    assert contents(config.out) == contents(store_path)
+
+
+def test_killed_extract_goes_on_to_the_same_bytes(store_path, extract_config, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "teacher_torch.extract"]
+    command += ["--out", str(out), "--tasks.source", extract_config.tasks.source]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(out.glob("manifest/*.json"))) < 3:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 3 <= len(list(out.glob("manifest/*.json"))) < 18
+    main(replace(extract_config, out=out))
+    assert contents(out) == contents(store_path)
+
+
+def test_other_teacher_into_the_same_store_is_refused(store_path, extract_config):
+    before = contents(store_path)
+    with pytest.raises(InputError, match="weights: expected 'random weights, tiny, seed 1'"):
+        main(replace(extract_config, teacher=replace(extract_config.teacher, seed=1)))
+    assert contents(store_path) == before
+
+
+def test_pair_view_store_holds_demonstrations_only(extract_config, tmp_path):
+    config = replace(
+        extract_config,
+        out=tmp_path / "pairs",
+        view="pair",
+        prompt="Solve ARC task {task_id}",
+        tasks=replace(extract_config.tasks, limit=1),
+    )
+    main(config)
+    store = FeatureStore(config.out)
+    assert sorted(store.records) == ["1a_train_0", "1a_train_1"]
+    (first, second) = store.record("1a_train_0").frames
+    assert (first.tile_rows, first.tile_cols) == (3, 3)
+    assert second.first_token - first.first_token == 2560 + 7
+    assert np.isfinite(store.read("1a_train_0").astype(np.float32)).all()
