@@ -109,12 +109,12 @@ def train_step(
         statistics=state.statistics,
     )
     metrics = {"loss": terms.total, "task": terms.task, "mse": terms.mse, "cosine": terms.cosine}
-    return new_state, {**metrics, "grad_norm": optax.global_norm(grads)}
+    return new_state, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
 
-def make_mesh() -> Mesh:
-    """Returns a mesh of all devices along the axis "data"."""
-    devices = np.array(jax.devices())
+def make_mesh(count: int | None = None) -> Mesh:
+    """Returns a mesh of the first `count` devices, or of all, along the axis "data"."""
+    devices = np.array(jax.devices()[:count])
     return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 

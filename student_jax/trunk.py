@@ -59,7 +59,11 @@ def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     side = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return sum(
-        (padded[:, i : i + side, j : j + side] * kernel[i, j] for i in range(3) for j in range(3)),
+        (
+            padded[:, i : i + side, j : j + side] * kernel[None, None, None, i, j]
+            for i in range(3)
+            for j in range(3)
+        ),
         start=jnp.zeros_like(x),
     )
 

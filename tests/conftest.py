@@ -6,10 +6,17 @@ import os
 # deadlock in a loop of collectives unless XLA's thread pool is larger than the machine.
 os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import json
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Compile time is test time: a program compiled by one test is reused by the next, in the next
+# process, and in the next run.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import numpy as np
@@ -20,8 +27,6 @@ from bridge.arc import Pair, Task
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("ci")
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_grid(rng, rows, cols):

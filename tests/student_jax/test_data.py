@@ -1,0 +1,78 @@
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.errors import InputError
+from bridge.store import FeatureStore
+from student_jax.data import plan_epoch
+from student_jax.train import load_examples
+
+
+@given(
+    st.lists(st.sampled_from([8, 12, 16]), min_size=1, max_size=40),
+    st.integers(1, 7),
+    st.integers(0, 3),
+)
+def test_an_epoch_covers_every_example_and_never_mixes_buckets(buckets, batch_size, epoch):
+    plan = plan_epoch(buckets, batch_size, 0, epoch)
+    seen = Counter(int(i) for batch in plan for i in batch)
+    assert set(seen) == set(range(len(buckets)))
+    for batch in plan:
+        assert len(batch) == batch_size
+        assert len({buckets[i] for i in batch}) == 1
+    again = plan_epoch(buckets, batch_size, 0, epoch)
+    assert [b.tolist() for b in plan] == [b.tolist() for b in again]
+
+
+@pytest.fixture
+def examples(train_config, store_path):
+    config = train_config(**{"data.augmented_fraction": 0.5})
+    return load_examples(config, FeatureStore(store_path))[0]
+
+
+def test_batches_do_not_depend_on_where_a_run_starts(examples):
+    from_start = examples.train_batches(3, 0, 4)
+    for _ in range(5):
+        next(from_start)
+    resumed = examples.train_batches(3, 5, 4)
+    for _ in range(3):
+        a, b = next(from_start), next(resumed)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_array_equal(x, y)
+    from_start.close()
+    resumed.close()
+
+
+def test_augmented_examples_carry_no_teacher(examples):
+    batch = examples.train_batch(0, 0, 4)
+    has_teacher = batch.teacher_mask.any(1)
+    assert has_teacher.tolist() == [True, False, True, False]
+
+
+def test_held_out_tasks_are_never_trained_on(train_config, store_path):
+    config = train_config(**{"data.tasks.dev_fraction": 0.5})
+    task_set = config.data.tasks
+    train, dev = task_set.split(task_set.load())
+    assert train
+    assert dev
+    examples = load_examples(config, FeatureStore(store_path))[0]
+    assert {e.question.task_id for e in examples.examples} == set(train)
+
+
+def test_dev_membership_does_not_depend_on_what_else_is_loaded(train_config):
+    task_set = train_config().data.tasks
+    tasks = task_set.load()
+    _, dev = task_set.split(tasks)
+    for task_id, task in tasks.items():
+        assert (task_id in task_set.split({task_id: task})[1]) == (task_id in dev)
+
+
+def test_store_of_the_pair_view_is_refused(train_config, store_path):
+    store = FeatureStore(store_path)
+    store.provenance["view"] = "pair"
+    with pytest.raises(InputError, match="shows the teacher the answer"):
+        load_examples(train_config(), store)

@@ -1,0 +1,192 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bridge.arc import Task, open_questions
+from bridge.arc_files import load_tasks
+from bridge.canvas import Attempts
+from bridge.errors import InputError
+from bridge.predictions import read_predictions, write_predictions
+from student_jax.evaluate import EvaluateConfig
+from student_jax.evaluate import main as evaluate_main
+from student_jax.metrics import baseline, cell_accuracy, score
+from student_jax.report import ReportConfig
+from student_jax.report import main as report_main
+from student_jax.solve import SolveConfig, print_attempts
+from student_jax.solve import main as solve_main
+from student_jax.solver import load_solver
+from student_jax.train import train
+
+
+def grid(*rows):
+    return np.array([[int(c) for c in row] for row in rows], np.uint8)
+
+
+def test_cell_accuracy_counts_only_the_expected_grids_cells():
+    expected = grid("12", "34")
+    assert cell_accuracy(expected, expected) == 1
+    assert cell_accuracy(grid("12"), expected) == 0.5  # missing cells are wrong
+    assert cell_accuracy(grid("129", "349", "999"), expected) == 1  # the shape score counts these
+    assert cell_accuracy(grid("9"), expected) == 0
+
+
+def test_score_by_hand():
+    truth = grid("12")
+    tasks = {
+        "two": Task("two", (), (truth, truth), (truth, truth)),
+        "one": Task("one", (), (truth,), (truth,)),
+        "none": Task("none", (), (truth,), (truth,)),
+    }
+    wrong = grid("13")
+    attempts = {
+        "two": (Attempts(truth, wrong, 1.0), Attempts(wrong, truth, 1.0)),
+        "one": (Attempts(grid("1"), wrong, 1.0),),
+    }
+    scores = score(attempts, tasks, tasks)
+    assert scores.num_tasks == 3
+    assert scores.pass_1 == pytest.approx((0.5 + 0 + 0) / 3)
+    assert scores.pass_2 == pytest.approx((1 + 0 + 0) / 3)
+    assert scores.shape == pytest.approx((1 + 0 + 0) / 3)
+    assert scores.cell == pytest.approx((0.75 + 0.5 + 0) / 3)
+
+
+def test_black_and_copy_solve_nothing_of_arc_agi_1():
+    """Known: no ARC-AGI-1 training task is solved by copying or by black."""
+    tasks = load_tasks("arcagi/training")
+    for name in ("black", "copy"):
+        scores = score(baseline(name, tasks), tasks, tasks)
+        assert scores.pass_2 == 0
+        assert 0.2 < scores.cell < 0.8
+
+
+def test_predictions_round_trip_and_are_checked(tmp_path):
+    path = tmp_path / "p.json"
+    attempts = {"a": (Attempts(grid("1"), grid("2"), 0.25),)}
+    write_predictions(path, {"student": "grid"}, attempts)
+    got = read_predictions(path)
+    np.testing.assert_array_equal(got.attempts["a"][0].second, grid("2"))
+    assert got.attempts["a"][0].confidence == 0.25
+    value = json.loads(path.read_text())
+    value["submission"]["a"][0]["attempt_2"] = [[1, 2], [3]]
+    path.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"task a\[0\].attempt_2\[1\]: expected 2 cells"):
+        read_predictions(path)
+
+
+@pytest.fixture(scope="module")
+def run(task_folder, store_path, tmp_path_factory):
+    """A grid student trained a little, with one task held out."""
+    from bridge import config as configs
+    from student_jax.config import TrainConfig
+    from tests.conftest import train_dict
+
+    out = tmp_path_factory.mktemp("solve") / "run"
+    value = train_dict(task_folder, store_path, out, **{"data.tasks.dev_fraction": 0.5})
+    train(configs.from_dict(TrainConfig, value))
+    return out
+
+
+def test_solve_evaluate_and_report_end_to_end(run, task_folder, tmp_path, capsys):
+    predictions = tmp_path / "p.json"
+    solve_main(SolveConfig(checkpoint=run, split="all", out=predictions))
+    about = read_predictions(predictions).about
+    assert about["tier"] == "zero-shot"
+    assert 0 < len(about["trained_on"]) < 6
+    evaluate_main(EvaluateConfig(predictions=(predictions,), source=str(task_folder)))
+    text = capsys.readouterr().out
+    for word in ("held-out tasks", "tasks trained on", "black", "copy", "grid student"):
+        assert word in text
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert sum(rows["copy"]["num_tasks"] for rows in scores.values()) == 6
+
+    page = tmp_path / "page.html"
+    report_main(ReportConfig(predictions=(predictions,), source=str(task_folder), out=page))
+    html = page.read_text()
+    assert "The teacher's weights are random" in html
+    assert html.count('<section class="task">') == 6
+    assert "http" not in html.replace("http-equiv", "")  # needs no network
+    for name in ("1a", "1f"):
+        assert f"<h3>{name}</h3>" in html
+
+
+def test_scrambled_test_outputs_leave_predictions_bit_identical(run, task_folder, tmp_path):
+    scrambled = tmp_path / "scrambled"
+    scrambled.mkdir()
+    for path in task_folder.glob("*.json"):
+        value = json.loads(path.read_text())
+        for item in value["test"]:
+            item["output"] = [[9 - c for c in row] for row in item["output"]]
+        (scrambled / path.name).write_text(json.dumps(value))
+    files = []
+    for i, source in enumerate((task_folder, scrambled)):
+        files.append(tmp_path / f"{i}.json")
+        solve_main(SolveConfig(checkpoint=run, source=str(source), out=files[-1]))
+    first, second = (json.loads(f.read_text()) for f in files)
+    assert first["submission"] == second["submission"]
+    assert first["confidence"] == second["confidence"]
+
+
+def test_solve_prints_attempts_and_what_is_expected(run, task_folder, capsys):
+    solve_main(SolveConfig(task=str(task_folder / "1a.json"), checkpoint=run))
+    text = capsys.readouterr().out
+    for word in ("1a", "test input 0", "attempt 1", "attempt 2", "expected", "confidence"):
+        assert word in text
+
+
+def test_printed_grids_carry_the_palette(task):
+    console = Console(record=True, force_terminal=True, color_system="truecolor", width=120)
+    blind = task.blind()
+    attempts = (Attempts(grid("12"), grid("21"), 0.5),)
+    print_attempts(console, blind, attempts)
+    text = console.export_text(styles=True)
+    assert "48;2;0;116;217" in text  # color 1
+    assert "expected" not in text
+
+
+def test_solving_does_not_depend_on_what_else_is_asked(run, task_folder):
+    solver = load_solver(run)
+    tasks = load_tasks(str(task_folder))
+    questions = [q for task in tasks.values() for q in open_questions(task)]
+    together = solver.solve(questions)
+    alone = solver.solve(questions[:1])[questions[0].example_id]
+    np.testing.assert_array_equal(alone.first, together[questions[0].example_id].first)
+
+
+def test_feature_student_asks_for_features_it_lacks(train_config, task):
+    config = train_config(
+        **{"model.kind": "feature", "model.max_tokens": 2048, "optim.total_steps": 1}
+    )
+    train(config)
+    solver = load_solver(config.out)
+    tasks = config.data.tasks.load()
+    (question,) = open_questions(tasks["1a"])
+    assert solver.solve([question])[question.example_id].first.ndim == 2
+    with pytest.raises(InputError, match="expected the example 0a0a0a0a_test_0"):
+        solver.solve(open_questions(task))
+
+
+def test_scoring_predictions_of_other_tasks_is_refused(task_folder, tmp_path):
+    path = tmp_path / "p.json"
+    write_predictions(path, {}, {"zz": (Attempts(grid("1"), grid("2"), 0.0),)})
+    with pytest.raises(InputError, match="task zz is not in the tasks"):
+        evaluate_main(EvaluateConfig(predictions=(path,), source=str(task_folder)))
+
+
+def test_checkpoint_that_is_none_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="make one with python -m student_jax"):
+        load_solver(tmp_path)
+
+
+def test_scoring_without_answers_is_refused(tmp_path, task):
+    from tests.conftest import task_json
+
+    folder = tmp_path / "blind"
+    folder.mkdir()
+    (folder / "t.json").write_text(json.dumps(task_json(replace(task), answers=False)))
+    path = tmp_path / "p.json"
+    write_predictions(path, {}, {"t": (Attempts(grid("1"), grid("2"), 0.0),)})
+    with pytest.raises(InputError, match="its test outputs are not known"):
+        evaluate_main(EvaluateConfig(predictions=(path,), source=str(folder)))

@@ -1,0 +1,196 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from bridge import config as configs
+from bridge.errors import InputError
+from bridge.store import FeatureStore
+from student_jax import state as state_module
+from student_jax.checkpoints import Checkpoints
+from student_jax.solver import load_solver
+from student_jax.state import init_state, make_mesh, make_optimizer, make_train_step, replicated
+from student_jax.students import make_student
+from student_jax.train import load_examples, train
+from tests.conftest import ROOT, train_dict
+
+
+def metric_lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def params_of(out):
+    return load_solver(out).state.params
+
+
+@pytest.fixture(scope="module")
+def unbroken(task_folder, store_path, tmp_path_factory):
+    """A run of 4 steps that nothing stopped."""
+    from student_jax.config import TrainConfig
+
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    train(configs.from_dict(TrainConfig, train_dict(task_folder, store_path, out)))
+    return out
+
+
+def test_run_leaves_checkpoint_config_metrics_and_tensorboard(unbroken):
+    lines = metric_lines(unbroken)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {"loss", "task", "mse", "cosine", "grad_norm", "learning_rate"} <= set(lines[0])
+    assert (unbroken / "config.yaml").is_file()
+    assert list((unbroken / "tensorboard").iterdir())
+    with Checkpoints(unbroken) as checkpoints:
+        assert checkpoints.latest_step() == 4
+        assert "random weights" in checkpoints.about()["teacher"]["weights"]
+
+
+def test_stopped_run_goes_on_to_the_same_curve_and_parameters(unbroken, train_config, monkeypatch):
+    config = train_config()
+    from student_jax import train as module
+
+    class Stop(module.MetricsLog):
+        def write(self, step, metrics, *, keep):
+            super().write(step, metrics, keep=keep)
+            if step == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "MetricsLog", Stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    assert [line["step"] for line in metric_lines(config.out)] == [1, 2, 3]
+    train(config)
+    assert metric_lines(config.out) == metric_lines(unbroken)
+    chex.assert_trees_all_equal(params_of(config.out), params_of(unbroken))
+
+
+def test_killed_training_goes_on_to_the_same_curve(task_folder, store_path, tmp_path):
+    """kill -9 in a subprocess, twice the same command; against an unbroken subprocess."""
+    outs = {}
+    for name in ("killed", "whole"):
+        out = tmp_path / name
+        value = train_dict(task_folder, store_path, out, **{"optim.total_steps": 200})
+        value["checkpoint_steps"] = 50
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(value))
+        command = [sys.executable, "-m", "student_jax.train", "--config", str(path)]
+        if name == "killed":
+            process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+            deadline = time.monotonic() + 120
+            metrics = out / "metrics.jsonl"
+            while not (metrics.is_file() and metrics.read_text().count("\n") >= 70):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.001)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            assert len(metric_lines_whole(out)) < 200
+        subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
+        outs[name] = out
+    assert metric_lines(outs["killed"]) == metric_lines(outs["whole"])
+    chex.assert_trees_all_equal(params_of(outs["killed"]), params_of(outs["whole"]))
+
+
+def metric_lines_whole(out):
+    return [x for x in (out / "metrics.jsonl").read_text().splitlines() if x.endswith("}")]
+
+
+def test_other_config_in_the_same_folder_is_refused(unbroken, task_folder, store_path):
+    from student_jax.config import TrainConfig
+
+    changed = train_dict(task_folder, store_path, unbroken, **{"optim.peak_lr": 0.5})
+    with pytest.raises(InputError, match=r"holds a run with optim.peak_lr = 0.01, got 0.5"):
+        train(configs.from_dict(TrainConfig, changed))
+
+
+@pytest.fixture(scope="module")
+def start(task_folder, store_path):
+    """Everything needed to step by hand."""
+    from student_jax.config import TrainConfig
+
+    value = train_dict(task_folder, store_path, "unused", **{"data.augmented_fraction": 0.25})
+    config = configs.from_dict(TrainConfig, value)
+    examples, statistics = load_examples(config, FeatureStore(store_path))
+    model = make_student(config.model, examples.feature_width)
+    tx = make_optimizer(config.optim)
+    batches = [examples.train_batch(0, step, 4) for step in range(4)]
+    init = jax.jit(lambda: init_state(model, tx, batches[0], statistics, 0))
+    return config, model, tx, batches, jax.device_get(init())
+
+
+def run(start, devices, kind="shard_map"):
+    config, model, tx, batches, state = start
+    mesh = make_mesh(devices)
+    config = configs.from_dict(type(config), {**configs.to_dict(config), "map": kind})
+    step = make_train_step(config, model, tx, mesh)
+    state = jax.device_put(state, replicated(mesh))
+    losses = []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        losses.append({name: float(value) for name, value in metrics.items()})
+    return losses, jax.device_get(state.params)
+
+
+def test_one_and_two_devices_and_pmap_agree(start):
+    """The batch's examples with a teacher are spread unevenly: 2 on one device, 1 on the other."""
+    one, params_one = run(start, 1)
+    for devices, kind in ((2, "shard_map"), (2, "pmap")):
+        losses, params = run(start, devices, kind)
+        for a, b in zip(one, losses, strict=True):
+            assert a == pytest.approx(b, rel=1e-5)
+        chex.assert_trees_all_close(params, params_one, rtol=1e-4, atol=1e-5)
+
+
+def test_train_step_compiles_once(start, monkeypatch):
+    traces = []
+    original = state_module.train_step
+
+    def counted(*args):
+        traces.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(state_module, "train_step", counted)
+    run(start, 2)
+    assert len(traces) == 1
+
+
+def test_two_examples_are_learnt(start):
+    config, model, tx, batches, state = start
+    mesh = make_mesh(1)
+    step = make_train_step(config, model, make_optimizer(config.optim), mesh)
+    tx = make_optimizer(configs.from_dict(type(config.optim), {"total_steps": 80, "peak_lr": 0.03}))
+    step = make_train_step(config, model, tx, mesh)
+    state = jax.device_put(state, replicated(mesh))
+    first = None
+    for _ in range(80):
+        state, metrics = step(state, batches[0])
+        first = first or float(metrics["task"])
+    assert float(metrics["task"]) < first / 10
+
+
+def test_feature_student_trains_on_the_store(train_config):
+    metrics = train(
+        train_config(**{"model.kind": "feature", "model.max_tokens": 2048, "optim.total_steps": 1})
+    )
+    assert np.isfinite(metrics["loss"])
+    assert metrics["mse"] > 0
+
+
+def test_grid_student_trains_without_a_teacher(train_config):
+    config = train_config(store=None, **{"optim.total_steps": 1})
+    metrics = train(config)
+    assert metrics["mse"] == metrics["cosine"] == 0
+    assert load_solver(config.out).teacher is None
+
+
+def test_batch_that_devices_cannot_share_is_refused(train_config):
+    with pytest.raises(InputError, match="expected a multiple of 2 devices, got 3"):
+        train(train_config(**{"optim.batch_size": 3}))

@@ -1,0 +1,88 @@
+"""The rooms and their walls, held up by running code in fresh processes."""
+
+import os
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import bridge
+import student_jax
+import teacher_torch
+from tests.conftest import ROOT
+
+COMMANDS = [
+    "teacher_torch.extract",
+    "student_jax.train",
+    "student_jax.solve",
+    "student_jax.evaluate",
+    "student_jax.report",
+]
+EDGES = {"bridge.from_torch", "bridge.to_jax"}
+
+
+def modules_of(package):
+    return [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
+
+
+@pytest.mark.parametrize(
+    ("modules", "blocked"),
+    [
+        (modules_of(student_jax), ["torch", "transformers"]),
+        (modules_of(teacher_torch), ["jax", "flax", "optax"]),
+        (sorted(set(modules_of(bridge)) - EDGES), ["torch", "transformers", "jax", "flax"]),
+    ],
+    ids=["student without torch", "teacher without jax", "bridge without either"],
+)
+def test_modules_import_without_the_other_side(modules, blocked):
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {', '.join(modules)}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_edges_import_one_framework_each():
+    for edge, blocked in (("from_torch", "jax"), ("to_jax", "torch")):
+        code = f"import sys; sys.modules['{blocked}'] = None; import bridge.{edge}"
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def invoke(module, *arguments):
+    environment = {**os.environ, "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_names_the_command_and_what_it_does(module):
+    done = invoke(module, "--help")
+    assert done.returncode == 0
+    assert f"usage: python -m {module}" in done.stdout
+    assert "--config PATH reads a YAML file first" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("teacher_torch.extract", "--config", "none.yaml"), "none.yaml: cannot be read"),
+        (("teacher_torch.extract", "--tasks.source", "none"), "'none', which does not exist"),
+        (("student_jax.train", "--data.store", "none"), "store none: expected a feature store"),
+        (("student_jax.solve", "007bbfb7", "--checkpoint", "none"), "expected a training run"),
+        (("student_jax.solve", "nonsense"), "got 'nonsense'"),
+        (("student_jax.evaluate", "--predictions", "none.json"), "none.json: cannot be read"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_no_traceback(arguments, message, tmp_path):
+    if arguments[0] == "student_jax.train":
+        arguments += ("--out", str(tmp_path / "run"))
+    done = invoke(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
