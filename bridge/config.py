@@ -9,8 +9,10 @@ config is written beside every output and is itself a valid `--config`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import inspect
+import math
 import sys
 import types
 import typing
@@ -23,22 +25,23 @@ import tyro
 import yaml
 
 from bridge.errors import InputError
+from bridge.files import write_text
 
 C = TypeVar("C")
 
 
 def command(main: Callable[[C], None], config_type: type[C]) -> None:
-    """Runs a command: parses `sys.argv` into its config, says an `InputError` in one line.
+    """Runs a command: parses `sys.argv` into its config, says bad input in one line.
 
     Exits with 2 on bad input and 130 when interrupted.
     """
     try:
         main(parse(config_type, sys.argv[1:], main.__doc__))
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        print("\nstopped; extract and train go on when given again", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
 
 
@@ -82,8 +85,12 @@ def load(config_type: type[C], path: Path) -> C:
 
 def save(config: Any, path: Path) -> None:
     """Writes a config as YAML that `load` reads back as an equal config."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_text(path, to_yaml(config))
+
+
+def to_yaml(config: Any) -> str:
+    """Returns the text that `save` writes."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -150,10 +157,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and type(value) in (int, float, str):
-        try:
-            return float(value)  # YAML reads 1e-3 as a string
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            number = float(value)  # YAML reads 1e-3 as a string
+            if math.isfinite(number):
+                return number
     elif type(value) is hint:  # exact: YAML's `true` is no int
         return value
     raise InputError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")

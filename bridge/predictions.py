@@ -18,6 +18,7 @@ from bridge.arc import Grid, Task, parse_grid
 from bridge.arc_files import read_json
 from bridge.canvas import Attempts
 from bridge.errors import InputError
+from bridge.files import write_text
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ def write_predictions(
         for task_id, items in attempts.items()
     }
     confidence = {task_id: [a.confidence for a in items] for task_id, items in attempts.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"about": about, "submission": submission, "confidence": confidence})
-    )
+    value = {"about": about, "submission": submission, "confidence": confidence}
+    write_text(path, json.dumps(value))
 
 
 def read_predictions(path: Path) -> Predictions:

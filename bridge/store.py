@@ -28,6 +28,7 @@ import tensorstore as ts
 from bridge.errors import InputError
 
 SCHEMA = 1
+GOLDEN_TOLERANCE = 0.02  # stds; bf16 and f32 differ by less in the mean over a view
 Features = npt.NDArray[Any]  # bf16[S, F]
 
 
@@ -55,6 +56,7 @@ class Record:
     example_id: str
     num_tokens: int
     digest: str  # sha256 of the features' bytes
+    shown_digest: str  # sha256 of the grids and the prompt that the teacher was shown
     frames: tuple[FrameTokens, ...]
 
 
@@ -91,13 +93,17 @@ class FeatureStore:
         self.records: dict[str, Record] = dict(sorted(self._load_records()))
 
     @staticmethod
-    def create(path: str | Path, provenance: dict[str, Any]) -> FeatureStore:
+    def create(
+        path: str | Path, provenance: dict[str, Any], golden: dict[str, float] | None = None
+    ) -> FeatureStore:
         """Makes a store, or opens the one there if it is of the same provenance.
 
         Args:
             path: as for `FeatureStore`.
             provenance: JSON values that say whose features of which views these are. It must hold
                 `feature_width`.
+            golden: mean and std of the teacher's features on a fixed view. Rounding differs between
+                machines, so these may be `GOLDEN_TOLERANCE` apart; more means another computation.
 
         Raises:
             InputError: if a store of another provenance is there, naming the first difference.
@@ -106,9 +112,13 @@ class FeatureStore:
         kv = _open_kvstore(str(path))
         there = kv.read("store.json").result()
         if there.state != "value":
-            kv.write("store.json", json.dumps(wanted, indent=1)).result()
+            value = {**wanted, "golden": golden}
+            kv.write("store.json", json.dumps(value, indent=1)).result()
         else:
-            check_provenance(json.loads(there.value), wanted, str(path))
+            got = json.loads(there.value)
+            recorded = got.pop("golden", None)
+            check_provenance(got, wanted, str(path))
+            check_golden(recorded, golden, str(path))
         return FeatureStore(path)
 
     @property
@@ -116,13 +126,20 @@ class FeatureStore:
         """`F`."""
         return int(self.provenance["feature_width"])
 
-    def append(self, example_id: str, features: Features, frames: Iterable[FrameTokens]) -> None:
+    def append(
+        self,
+        example_id: str,
+        features: Features,
+        frames: Iterable[FrameTokens],
+        shown_digest: str = "",
+    ) -> None:
         """Writes one example; when this returns it is on disk and counted.
 
         Args:
             example_id: its name; an example already complete is written over.
             features: bf16[S, F].
             frames: where each frame's tokens lie.
+            shown_digest: of the grids and the prompt, so that a changed task is noticed.
 
         Raises:
             ValueError: if the features have another dtype or width than the store.
@@ -132,13 +149,18 @@ class FeatureStore:
                 f"features of {example_id}: expected bfloat16 [S, {self.feature_width}], "
                 f"got {features.dtype} {list(features.shape)}"
             )
+        self._kv.write("statistics.json", None).result()  # of fewer examples: no longer true
         spec = _array_spec(self._kv, example_id, features.shape)
         # What a killed writer left of this example goes first.
         array = ts.open(spec, create=True, delete_existing=True).result()
         array[...].write(features).result()
-        record = Record(example_id, len(features), digest(features), tuple(frames))
+        record = Record(example_id, len(features), digest(features), shown_digest, tuple(frames))
         self._kv.write(f"manifest/{example_id}.json", json.dumps(asdict(record))).result()
         self.records[example_id] = record
+
+    def write_config(self, text: str) -> None:
+        """Keeps the resolved config that filled the store, as config.yaml."""
+        self._kv.write("config.yaml", text.encode()).result()
 
     def read(self, example_id: str) -> Features:
         """Returns one example's features, bf16[S, F].
@@ -228,7 +250,12 @@ def digest(features: Features) -> str:
     return hashlib.sha256(np.ascontiguousarray(features).view(np.uint16).tobytes()).hexdigest()
 
 
-def check_provenance(got: dict[str, Any], expected: dict[str, Any], path: str) -> None:
+def check_provenance(
+    got: dict[str, Any],
+    expected: dict[str, Any],
+    path: str,
+    hint: str = "give another --out, or delete the store",
+) -> None:
     """Refuses a store whose features are not those expected.
 
     Raises:
@@ -237,8 +264,26 @@ def check_provenance(got: dict[str, Any], expected: dict[str, Any], path: str) -
     for key in [*expected, *got]:
         if got.get(key) != expected.get(key):
             raise InputError(
-                f"store {path}: {key}: expected {expected.get(key)!r}, got {got.get(key)!r}; "
-                "give another --out, or delete the store"
+                f"store {path}: {key}: expected {expected.get(key)!r}, got {got.get(key)!r}; {hint}"
+            )
+
+
+def check_golden(
+    got: dict[str, float] | None, expected: dict[str, float] | None, path: str
+) -> None:
+    """Refuses to go on with a teacher that computes other features than the store's did.
+
+    Raises:
+        InputError: if mean or std on the fixed view differ by more than `GOLDEN_TOLERANCE` stds.
+    """
+    if got is None or expected is None:
+        return
+    for name, value in expected.items():
+        if abs(got[name] - value) > GOLDEN_TOLERANCE * abs(got["std"]):
+            raise InputError(
+                f"store {path}: the teacher's features of the check view have {name} {value:.4g}, "
+                f"expected {got[name]:.4g}; same weights, other computation: check dtype and "
+                "versions, or give another --out"
             )
 
 

@@ -9,6 +9,8 @@ be given a query's answer, because neither type holds one.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +88,29 @@ def pair_view(example_id: str, demonstration: Pair, prompt: str = TASK_PROMPT) -
         Frame("output", 0, *demonstration.output.shape),
     )
     return View(example_id, _video(pictures), frames, prompt, dynamic_tiling=True)
+
+
+def task_digest(question: Question, prompt: str) -> str:
+    """Returns the sha256 of all that `task_view` shows: grids in order, and the prompt."""
+    shown = [g for pair in question.demonstrations for g in (pair.input, pair.output)]
+    return _digest([*shown, question.query], prompt)
+
+
+def pair_digest(demonstration: Pair, prompt: str) -> str:
+    """Returns the sha256 of all that `pair_view` shows."""
+    return _digest([demonstration.input, demonstration.output], prompt)
+
+
+def prompt_for(template: str, task_id: str) -> str:
+    """Returns the prompt for a task: `{task_id}` is replaced, as the original did."""
+    return template.replace("{task_id}", task_id)
+
+
+def _digest(grids: Sequence[Grid], prompt: str) -> str:
+    total = hashlib.sha256(prompt.encode())
+    for grid in grids:
+        total.update(bytes(grid.shape) + grid.tobytes())
+    return total.hexdigest()
 
 
 def _video(pictures: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:

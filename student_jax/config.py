@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,9 +33,12 @@ class ModelConfig:
     max_tokens: int = 6144
     """feature: longest teacher sequence, with a learned position each"""
     dropout: float = 0.0
+    """drawn per device: runs on different device counts then differ"""
 
     def __post_init__(self) -> None:
         """Checks that the sizes fit together."""
+        if min(self.width, self.heads, self.mlp_width, self.max_tokens) < 1:
+            raise ValueError("width, heads, mlp_width, max_tokens: expected at least 1")
         if self.width % self.heads or self.width // self.heads % 4:
             raise ValueError(
                 f"width: expected a multiple of 4 * heads = {4 * self.heads}, got {self.width}"
@@ -73,8 +77,8 @@ class OptimConfig:
         """Checks the ranges."""
         if self.total_steps < 1 or self.batch_size < 1:
             raise ValueError("total_steps, batch_size: expected at least 1")
-        if self.peak_lr <= 0 or self.clip_norm <= 0:
-            raise ValueError("peak_lr, clip_norm: expected more than 0")
+        if not (0 < self.peak_lr < math.inf and 0 < self.clip_norm < math.inf):
+            raise ValueError("peak_lr, clip_norm: expected a finite number above 0")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction: expected 0 <= x < 1, got {self.warmup_fraction}")
 
@@ -84,7 +88,7 @@ class DataConfig:
     """What the student is trained on."""
 
     tasks: TaskSet = field(default_factory=TaskSet)
-    store: Path | None = None
+    store: str | None = None
     """the teacher's feature store; grid can do without one (None), feature cannot"""
     max_demonstrations: int = 10
     """grid: how many demonstrations of a question are read"""
@@ -123,3 +127,5 @@ class TrainConfig:
             raise ValueError("data.store: a feature student needs a store; run extract first")
         if min(self.log_steps, self.checkpoint_steps) < 1:
             raise ValueError("log_steps, checkpoint_steps: expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")

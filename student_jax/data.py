@@ -15,6 +15,7 @@ from bridge.canvas import fits, side_for, to_canvas
 from bridge.errors import InputError
 from bridge.store import FeatureStore
 from bridge.transforms import Transform
+from bridge.views import prompt_for, task_digest
 from student_jax.batch import (
     TOKEN_BUCKET,
     Batch,
@@ -71,6 +72,10 @@ class Examples:
             Example(question, answers.get(question.example_id), self._bucket(question))
             for question in questions
         ]
+        if store is not None:
+            for example in self.examples:  # now, not a thousand steps in
+                if example.answer is not None or model.kind == "feature":
+                    check_shown(store, example.question)
         kept = [e for e in self.examples if e.answer is None or fits(e.answer, self._side(e))]
         self.left_out = len(self.examples) - len(kept)
         self.examples = kept
@@ -138,7 +143,13 @@ class Examples:
         if self.store is None:
             raise InputError("data.store: a feature student needs a feature store")
         tokens = self.store.record(question.example_id).num_tokens
-        return -(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET
+        bucket = -(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET
+        if bucket > self.model.max_tokens:
+            raise InputError(
+                f"model.max_tokens: expected at least {bucket} for {question.example_id}, "
+                f"got {self.model.max_tokens}"
+            )
+        return bucket
 
     def _draw(self, example: Example, transform: Transform | None) -> dict[str, npt.NDArray]:
         if self.model.kind == "feature":
@@ -183,6 +194,20 @@ class Examples:
             "teacher": np.pad(features, ((0, padding), (0, 0))),
             "teacher_mask": np.arange(example.bucket) < len(features),
         }
+
+
+def check_shown(store: FeatureStore, question: Question) -> None:
+    """Refuses features of other grids than the question's: a task that changed since.
+
+    Raises:
+        InputError: also if the store lacks the example.
+    """
+    prompt = prompt_for(store.provenance["prompt"], question.task_id)
+    if store.record(question.example_id).shown_digest != task_digest(question, prompt):
+        raise InputError(
+            f"store {store.path}: {question.example_id}: the teacher was shown other grids than "
+            "the task holds now; run the extract command again"
+        )
 
 
 def plan_epoch(

@@ -17,6 +17,7 @@ from bridge import config as configs
 from bridge.arc import Task
 from bridge.arc_files import load_tasks
 from bridge.errors import InputError
+from bridge.files import write_text
 from bridge.predictions import Predictions, check_covers, read_predictions
 from student_jax.metrics import BASELINES, Scores, baseline, score
 
@@ -32,6 +33,11 @@ class EvaluateConfig:
     out: Path | None = None
     """JSON file for the scores; by default scores.json beside the first predictions"""
 
+    def __post_init__(self) -> None:
+        """Checks that there is something to score."""
+        if not self.predictions:
+            raise ValueError("predictions: expected at least one file")
+
 
 def main(config: EvaluateConfig) -> None:
     """Score predictions by exact match, beside the black and copy baselines.
@@ -46,7 +52,9 @@ def main(config: EvaluateConfig) -> None:
     for group, rows in results.items():
         console.print(make_table(group, rows))
     out = config.out or config.predictions[0].parent / "scores.json"
-    out.write_text(
+    configs.save(config, out.with_suffix(".config.yaml"))
+    write_text(
+        out,
         json.dumps(
             {
                 "source": config.source,
@@ -57,7 +65,7 @@ def main(config: EvaluateConfig) -> None:
                 },
             },
             indent=1,
-        )
+        ),
     )
     console.print(f"scores: {out}")
 
@@ -87,7 +95,7 @@ def evaluate(files: dict[str, Predictions], tasks: dict[str, Task]) -> dict[str,
     """Returns group -> row -> scores, baselines first."""
     first = next(iter(files.values()))
     chosen = {task_id: tasks[task_id] for task_id in first.attempts}
-    trained = {i for p in files.values() for i in p.about.get("trained_on", [])}
+    trained = trained_tasks(files)
     groups = {
         "held-out tasks": [i for i in chosen if i not in trained],
         "tasks trained on, answers included": [i for i in chosen if i in trained],
@@ -101,12 +109,27 @@ def evaluate(files: dict[str, Predictions], tasks: dict[str, Task]) -> dict[str,
     }
 
 
+def trained_tasks(files: dict[str, Predictions]) -> set[str]:
+    """Returns the tasks that any of the students was trained on.
+
+    Raises:
+        InputError: if a file does not say; nothing may then pass for held out.
+    """
+    for name, predictions in files.items():
+        if "trained_on" not in predictions.about:
+            raise InputError(
+                f"{name}: about.trained_on: expected the tasks it was trained on, got nothing; "
+                "write the predictions with python -m student_jax.solve"
+            )
+    return {i for p in files.values() for i in p.about["trained_on"]}
+
+
 def row_name(about: dict[str, Any], path: Path, taken: dict[str, Predictions]) -> str:
     """Names a row by what the student is and what it needs at inference."""
     name = f"{about.get('student', path.stem)} student"
     if about.get("needs_teacher"):
         name += " (reads the teacher)"
-    return f"{name}, {path.parent.name}" if name in taken else name
+    return f"{name}, {path}" if name in taken else name
 
 
 def make_table(group: str, rows: dict[str, Scores]) -> Table:

@@ -13,9 +13,10 @@ from pathlib import Path
 from bridge import config as configs
 from bridge.arc import Grid, Task
 from bridge.arc_files import load_tasks
+from bridge.files import write_text
 from bridge.predictions import Predictions
 from bridge.render import render, to_data_uri
-from student_jax.evaluate import evaluate, load_predictions
+from student_jax.evaluate import evaluate, load_predictions, trained_tasks
 from student_jax.metrics import Scores, cell_accuracy, is_exact
 
 CELL_PX = 16
@@ -49,20 +50,25 @@ class ReportConfig:
     out: Path = Path("report.html")
     """the page to write"""
 
+    def __post_init__(self) -> None:
+        """Checks that there is something to show."""
+        if not self.predictions:
+            raise ValueError("predictions: expected at least one file")
+
 
 def main(config: ReportConfig) -> None:
     """Write one HTML page with scores and pictures of demonstrations, answers and truth."""
     tasks = load_tasks(config.source)
     files = load_predictions(config.predictions, tasks)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(make_page(files, tasks))
-    print(f"report: {config.out}")  # noqa: T201
+    write_text(config.out, make_page(files, tasks))
+    configs.save(config, config.out.with_suffix(".config.yaml"))
+    print(f"report: {config.out}")
 
 
 def make_page(files: dict[str, Predictions], tasks: dict[str, Task]) -> str:
     """Returns the page."""
     results = evaluate(files, tasks)
-    trained = {i for p in files.values() for i in p.about.get("trained_on", [])}
+    trained = trained_tasks(files)
     ids = list(next(iter(files.values())).attempts)
     tables = "".join(_table(group, rows) for group, rows in results.items())
     held_out = "".join(_task(tasks[i], files) for i in ids if i not in trained)

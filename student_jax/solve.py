@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bridge import config as configs
 from bridge.arc import Grid, Task, open_questions
-from bridge.arc_files import find_task, load_tasks
+from bridge.arc_files import ARC_AGI_1, find_task, load_tasks
 from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.predictions import write_predictions
@@ -30,14 +30,20 @@ class SolveConfig:
     """an ARC-AGI-1 task id or a task's JSON file; none: all tasks of --source or --split"""
     checkpoint: Path = Path("runs/quickstart/grid")
     """a training run's folder"""
-    store: Path | None = None
+    store: str | None = None
     """feature student: the teacher's features; by default those it was trained on"""
     source: str | None = None
-    """arcagi/evaluation, a folder, a Kaggle file; by default the tasks of the training run"""
+    """arcagi/evaluation, a folder, a Kaggle file; by default the tasks of the training run. With
+    TASK: where its id is looked up"""
     split: Literal["dev", "train", "all"] = "dev"
     """which of the training run's tasks: held out, trained on, or both"""
     out: Path | None = None
     """predictions file to write; by default predictions.json in the checkpoint's folder"""
+
+    def __post_init__(self) -> None:
+        """Checks that no option would go unheeded."""
+        if self.task is not None and self.out is not None:
+            raise ValueError("out: one TASK is printed; leave TASK out to write predictions")
 
 
 def main(config: SolveConfig) -> None:
@@ -47,17 +53,18 @@ def main(config: SolveConfig) -> None:
     Without, it writes a predictions file for python -m student_jax.evaluate. The student is given
     tasks with the test outputs removed.
     """
-    single = find_task(config.task) if config.task else None
+    sources = (config.source,) if config.source else ARC_AGI_1
+    single = find_task(config.task, sources) if config.task else None
     from student_jax.solver import load_solver  # jax takes a second; a bad task should not
 
     solver = load_solver(config.checkpoint)
     task_set = solver.config.data.tasks
-    trained, held_out = task_set.split(task_set.load())
     if single is not None:
         tasks = {single.task_id: single}
     elif config.source is not None:
         tasks = load_tasks(config.source)
     else:
+        trained, held_out = task_set.split(task_set.load())
         tasks = {"dev": held_out, "train": trained, "all": trained | held_out}[config.split]
     if not tasks:
         raise InputError(f"split: the run holds no {config.split} tasks; pass --split all")
@@ -69,7 +76,8 @@ def main(config: SolveConfig) -> None:
         task.task_id: tuple(answers[q.example_id] for q in open_questions(task)) for task in blind
     }
     if single is not None:
-        print_attempts(Console(), single, attempts[single.task_id])
+        note = "trained on" if single.task_id in solver.trained_on else "not trained on"
+        print_attempts(Console(), single, attempts[single.task_id], note)
         return
     out = config.out or config.checkpoint / "predictions.json"
     about = {
@@ -83,13 +91,14 @@ def main(config: SolveConfig) -> None:
         "checkpoint": str(config.checkpoint),
         "step": solver.step,
         "source": config.source or task_set.source,
-        "trained_on": sorted(set(tasks) & set(trained)),
+        "trained_on": sorted(set(tasks) & solver.trained_on),
     }
     write_predictions(out, about, attempts)
-    print(f"predictions: {out}: {len(tasks)} tasks, {len(questions)} test inputs")  # noqa: T201
+    configs.save(config, out.with_suffix(".config.yaml"))
+    print(f"predictions: {out}: {len(tasks)} tasks, {len(questions)} test inputs")
 
 
-def print_attempts(console: Console, task: Task, attempts: tuple[Attempts, ...]) -> None:
+def print_attempts(console: Console, task: Task, attempts: tuple[Attempts, ...], note: str) -> None:
     """Prints each test input with the attempts, and the expected grid where it is known."""
     for i, attempt in enumerate(attempts):
         expected = task.test_outputs[i] if task.test_outputs else None
@@ -102,7 +111,7 @@ def print_attempts(console: Console, task: Task, attempts: tuple[Attempts, ...])
             columns["expected"] = expected
         table = Table(
             *columns,
-            title=f"{task.task_id}   confidence {attempt.confidence:.0%}",
+            title=f"{task.task_id} ({note})   confidence {attempt.confidence:.0%}",
             title_justify="left",
             box=None,
             padding=(0, 3, 0, 0),

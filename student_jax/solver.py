@@ -34,6 +34,7 @@ class Solver:
     config: TrainConfig
     step: int
     teacher: dict[str, Any] | None  # provenance of the features it was trained with
+    trained_on: frozenset[str]  # task ids
     state: TrainState
     predict: Any  # jitted (state, batch) -> log-probabilities f32[B, N, N, V]
 
@@ -42,9 +43,7 @@ class Solver:
         """Unique weights, embedding tables included."""
         return sum(x.size for x in jax.tree.leaves(self.state.params))
 
-    def solve(
-        self, questions: Sequence[Question], store: Path | None = None
-    ) -> dict[str, Attempts]:
+    def solve(self, questions: Sequence[Question], store: str | None = None) -> dict[str, Attempts]:
         """Answers questions.
 
         Args:
@@ -95,7 +94,14 @@ def load_solver(out: Path) -> Solver:
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), like)
         state = checkpoints.restore(like, step)
-    return Solver(config, int(state.step), about["teacher"], state, make_predict(config, width))
+    return Solver(
+        config=config,
+        step=int(state.step),
+        teacher=about["teacher"],
+        trained_on=frozenset(about["trained_on"]),
+        state=state,
+        predict=make_predict(config, width),
+    )
 
 
 def make_predict(config: TrainConfig, feature_width: int) -> Any:
@@ -117,7 +123,7 @@ def make_predict(config: TrainConfig, feature_width: int) -> Any:
     return jax.jit(predict)
 
 
-def open_store(solver: Solver, path: Path | None) -> FeatureStore:
+def open_store(solver: Solver, path: str | None) -> FeatureStore:
     """Opens the features that a feature student reads, if they are its own teacher's."""
     path = path or solver.config.data.store
     if path is None:
@@ -127,7 +133,8 @@ def open_store(solver: Solver, path: Path | None) -> FeatureStore:
     check_provenance(
         {key: store.provenance.get(key) for key in kept},
         {key: (solver.teacher or {}).get(key) for key in kept},
-        str(path),
+        path,
+        hint="pass the --store that this student was trained on",
     )
     return store
 

@@ -35,8 +35,13 @@ class TrainState:
 def make_schedule(config: OptimConfig) -> optax.Schedule:
     """Returns linear warm-up to `peak_lr`, then cosine decay to 1 % of it."""
     warmup = max(1, round(config.warmup_fraction * config.total_steps))
+    peak = config.peak_lr
     return optax.warmup_cosine_decay_schedule(
-        0.0, config.peak_lr, warmup, max(config.total_steps, warmup + 1), config.peak_lr / 100
+        init_value=peak / warmup,
+        peak_value=peak,
+        warmup_steps=warmup,
+        decay_steps=max(config.total_steps, warmup + 1),
+        end_value=peak / 100,
     )
 
 
@@ -109,7 +114,8 @@ def train_step(
         statistics=state.statistics,
     )
     metrics = {"loss": terms.total, "task": terms.task, "mse": terms.mse, "cosine": terms.cosine}
-    return new_state, {**metrics, "grad_norm": optax.tree.norm(grads)}
+    norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(new_state.params)}
+    return new_state, metrics | norms
 
 
 def make_mesh(count: int | None = None) -> Mesh:
@@ -123,7 +129,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Maps `train_step` over the mesh: `shard_map` under jit, or `pmap` where a config asks for it.
 
-    The state is donated: do not use it after the call.
+    Under `shard_map` the state is donated: do not use it after the call.
     """
 
     def per_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

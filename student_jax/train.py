@@ -18,7 +18,8 @@ from tqdm import tqdm
 from bridge import config as configs
 from bridge.arc import all_questions, known_answers
 from bridge.errors import InputError
-from bridge.store import FeatureStore
+from bridge.files import write_text
+from bridge.store import FeatureStore, check_provenance
 from student_jax.batch import Statistics
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
@@ -32,6 +33,9 @@ from student_jax.state import (
     replicated,
 )
 from student_jax.students import make_student
+
+# A moved store is known by its provenance, see `check_same_data`.
+MAY_DIFFER = ("out", "log_steps", "checkpoint_steps", "data.store")
 
 
 def main(config: TrainConfig) -> None:
@@ -69,10 +73,13 @@ def train(config: TrainConfig) -> dict[str, float]:
     about = {
         "feature_width": examples.feature_width,
         "teacher": store.provenance if store else None,
+        "trained_on": sorted({example.question.task_id for example in examples.examples}),
     }
 
     with Checkpoints(config.out, create=True) as checkpoints:
         first_step = checkpoints.latest_step() or 0
+        if first_step:
+            check_same_data(checkpoints.about(), about, config)
         state = restore(checkpoints, init, mesh) if first_step else init()
         log = MetricsLog(config.out, first_step, config.optim.total_steps)
         log.say(describe(config, examples, state, first_step))
@@ -88,10 +95,12 @@ def train(config: TrainConfig) -> dict[str, float]:
             state, values = step_fn(state, next(batches))
             metrics = {name: value.item() for name, value in jax.device_get(values).items()}
             metrics["learning_rate"] = np.asarray(schedule(step)).item()
-            if not np.isfinite(metrics["loss"]):
+            # The update is checked too, so that no checkpoint ever holds a broken state.
+            broken = [name for name, value in metrics.items() if not np.isfinite(value)]
+            if broken:
                 raise InputError(
-                    f"step {step}: the loss is not finite; the last good checkpoint is step "
-                    f"{checkpoints.latest_step()}; lower optim.peak_lr"
+                    f"step {step}: {', '.join(broken)} not finite; last good checkpoint: step "
+                    f"{checkpoints.latest_step()}; lower --optim.peak_lr and give another --out"
                 )
             log.write(step + 1, metrics, keep=(step + 1) % config.log_steps == 0)
         batches.close()
@@ -136,11 +145,28 @@ def check_same_config(config: TrainConfig) -> None:
         return
     there = flatten(configs.to_dict(configs.load(TrainConfig, path)))
     for key, value in flatten(configs.to_dict(config)).items():
-        if key not in ("out", "log_steps", "checkpoint_steps") and there[key] != value:
+        if key not in MAY_DIFFER and there[key] != value:
             raise InputError(
                 f"{config.out} holds a run with {key} = {there[key]}, got {value}; "
                 "give another --out, or delete that folder to start again"
             )
+
+
+def check_same_data(there: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:
+    """Refuses to resume on another teacher's features or on other tasks.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    if there["teacher"] is not None and now["teacher"] is not None:
+        hint = f"{config.out} was trained on another store; give another --out"
+        check_provenance(now["teacher"], there["teacher"], str(config.data.store), hint)
+    if there["trained_on"] != now["trained_on"]:
+        task = sorted(set(there["trained_on"]) ^ set(now["trained_on"]))[0]
+        raise InputError(
+            f"{config.out} was trained on other tasks: {config.data.tasks.source} changed in "
+            f"{task}; give another --out"
+        )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -180,7 +206,7 @@ class MetricsLog:
         # A killed run can leave half a line.
         whole = [line for line in lines if line.endswith("}")]
         kept = [line for line in whole if json.loads(line)["step"] <= first_step]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step")
         self._time, self._step = time.perf_counter(), first_step

@@ -5,9 +5,13 @@ python -m teacher_torch.extract --config configs/quickstart_extract.yaml
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -15,88 +19,213 @@ from bridge import config as configs
 from bridge.arc import Task, all_questions
 from bridge.store import FeatureStore
 from bridge.task_set import TaskSet
-from bridge.views import PAIR_CELL_PX, TASK_CELL_PX, TASK_PROMPT, View, pair_view, task_view
+from bridge.views import (
+    PAIR_CELL_PX,
+    TASK_CELL_PX,
+    TASK_PROMPT,
+    View,
+    pair_digest,
+    pair_view,
+    prompt_for,
+    task_digest,
+    task_view,
+)
+from teacher_torch.gr00t_config import Size
+from teacher_torch.teachers import Dtype, Name, load_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Which teacher."""
+    """Which teacher, with which weights, on which device."""
 
-    size: Literal["tiny", "full"] = "tiny"
-    """tiny: the architecture at toy width; full: 1.33 billion parameters"""
+    name: Name = "gr00t-n1.5"
+    """gr00t-n1.5: its vision-language backbone; dinov2-s: a small pretrained image encoder"""
+    checkpoint: str = "random"
+    """gr00t-n1.5: a folder, a hub id, or random; dinov2-s: pretrained or random"""
+    size: Size = "tiny"
+    """of gr00t-n1.5's random weights: toy width, or the released 1.33 billion parameters"""
     seed: int = 0
-    """of the random weights"""
+    """of random weights"""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1; under torchrun each rank takes its own GPU"""
+    dtype: Dtype = "float32"
+    """of weights and computation; what is stored is bfloat16 either way"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
     """What to extract, with which teacher, to where."""
 
-    out: Path = Path("runs/features")
-    """the feature store: a folder"""
+    out: str = "runs/features"
+    """the feature store: a folder, or a kvstore URL such as gs://bucket/folder"""
     tasks: TaskSet = field(default_factory=TaskSet)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     view: Literal["task", "pair"] = "task"
     """task: demonstrations and one query, leak-free; pair: the original's, demonstrations only"""
     prompt: str = TASK_PROMPT
     """text after the pictures; {task_id} is replaced, which leaks it and is for parity only"""
+    batch_size: int = 1
+    """views a call; like lengths share one"""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An example to extract. Its view is drawn when needed: all of them would fill the memory."""
+
+    example_id: str
+    shown_digest: str
+    num_frames: int
+    view: Callable[[], View]
 
 
 def main(config: ExtractConfig) -> None:
     """Run the teacher on views of ARC tasks and fill a feature store.
 
-    Needs no GPU and no weights: the teacher is GR00T N1.5's backbone with seeded random weights.
-    A run that was stopped goes on with the first missing example when started again.
+    Needs no GPU and no weights by default: the teacher is GR00T N1.5's backbone with seeded random
+    weights. A run that was stopped goes on with the first missing example when started again.
+    Under torchrun, ranks share one store and take disjoint examples.
     """
-    tasks = config.tasks.load()
-    views = {view.example_id: view for task in tasks.values() for view in views_of(task, config)}
+    items = [item for task in config.tasks.load().values() for item in items_of(task, config)]
+    rank, world = start_ranks()
+    batches = plan_batches(items, config.batch_size)[rank::world]
 
-    # Imported late: torch takes seconds, and a mistyped flag should not.
-    from teacher_torch.gr00t import Gr00tTeacher
     from teacher_torch.teacher import check_teacher, provenance
 
-    teacher = Gr00tTeacher(config.teacher.size, config.teacher.seed)
-    print(f"teacher: {teacher.name}, {teacher.weights}, F = {teacher.feature_width}")  # noqa: T201
-    check_teacher(teacher)
+    choice = config.teacher
+    device = f"cuda:{rank_device()}" if choice.device == "cuda" and world > 1 else choice.device
+    teacher = load_teacher(
+        choice.name, choice.checkpoint, choice.size, choice.seed, device, choice.dtype
+    )
+    say = print if rank == 0 else lambda _: None
+    say(f"teacher: {teacher.name}, {teacher.weights}, F = {teacher.feature_width}")
+    golden = check_teacher(teacher)
     store = FeatureStore.create(
         config.out,
         {
             **provenance(teacher),
+            "compute_dtype": choice.dtype,
             "source": config.tasks.source,
             "view": config.view,
             "prompt": config.prompt,
             "cell_px": TASK_CELL_PX if config.view == "task" else PAIR_CELL_PX,
         },
+        golden,
     )
-    configs.save(config, config.out / "config.yaml")
-
-    missing = [example_id for example_id in views if example_id not in store.records]
-    progress = tqdm(
-        desc="extract", unit="example", total=len(views), initial=len(views) - len(missing)
-    )
-    # One view a call: an example's bytes then never depend on what shared its batch, so a resumed
-    # run writes the same store as an unbroken one.
-    for example_id in missing:
-        output = teacher.features([views[example_id]])
-        store.append(example_id, output.example(0), output.frames[0])
-        progress.update()
-    progress.close()
-    statistics = store.write_statistics()
-    print(  # noqa: T201
-        f"store: {config.out}: {len(store.records)} examples, {statistics.num_tokens} tokens, "
-        f"bf16[S, {store.feature_width}]"
-    )
+    if rank == 0:
+        store.write_config(configs.to_yaml(config))
+    fill(store, teacher, batches)
+    finish_ranks(world)
+    if rank == 0:
+        store = FeatureStore(config.out)  # with what the other ranks wrote
+        tokens = store.write_statistics().num_tokens
+        width = store.feature_width
+        say(
+            f"store: {config.out}: {len(store.records)} examples, {tokens} tokens, bf16[S, {width}]"
+        )
 
 
-def views_of(task: Task, config: ExtractConfig) -> list[View]:
-    """Returns the views to extract of one task."""
-    prompt = config.prompt.replace("{task_id}", task.task_id)
+def items_of(task: Task, config: ExtractConfig) -> list[Item]:
+    """Returns the examples to extract of one task."""
+    prompt = prompt_for(config.prompt, task.task_id)
     if config.view == "task":
-        return [task_view(question, prompt) for question in all_questions(task)]
+        return [
+            Item(
+                q.example_id,
+                task_digest(q, prompt),
+                2 * len(q.demonstrations) + 1,
+                partial(task_view, q, prompt),
+            )
+            for q in all_questions(task)
+        ]
+    names = [f"{task.task_id}_train_{i}" for i in range(len(task.demonstrations))]
     return [
-        pair_view(f"{task.task_id}_train_{i}", pair, prompt)
-        for i, pair in enumerate(task.demonstrations)
+        Item(name, pair_digest(pair, prompt), 2, partial(pair_view, name, pair, prompt))
+        for name, pair in zip(names, task.demonstrations, strict=True)
     ]
+
+
+def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
+    """Groups examples of like length.
+
+    The plan depends on the whole list, never on what is already done: a batch's arithmetic, and so
+    its bytes, are the same in a resumed run as in an unbroken one.
+    """
+    ordered = sorted(items, key=lambda item: (item.num_frames, item.example_id))
+    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def fill(store: FeatureStore, teacher: Any, batches: Sequence[Sequence[Item]]) -> None:
+    """Extracts what the store lacks; views are drawn and tokenised while the teacher runs.
+
+    An example whose task changed since it was written counts as missing.
+    """
+
+    def is_there(item: Item) -> bool:
+        record = store.records.get(item.example_id)
+        return record is not None and record.shown_digest == item.shown_digest
+
+    total = sum(map(len, batches))
+    missing = {i.example_id for batch in batches for i in batch if not is_there(i)}
+    todo = [batch for batch in batches if any(i.example_id in missing for i in batch)]
+    done = total - sum(map(len, todo))
+    started, forward_seconds = time.perf_counter(), 0.0
+
+    def prepare(batch: Sequence[Item]) -> Any:
+        return teacher.prepare([item.view() for item in batch])
+
+    with (
+        ThreadPoolExecutor(1) as pool,
+        tqdm(desc="extract", unit="example", total=total, initial=done) as progress,
+    ):
+        upcoming = pool.submit(prepare, todo[0]) if todo else None
+        for i, batch in enumerate(todo):
+            assert upcoming is not None
+            inputs = upcoming.result()
+            upcoming = pool.submit(prepare, todo[i + 1]) if i + 1 < len(todo) else None
+            before = time.perf_counter()
+            output = teacher.forward(inputs)
+            forward_seconds += time.perf_counter() - before
+            for row, item in enumerate(batch):
+                if item.example_id in missing:
+                    features, frames = output.example(row), output.frames[row]
+                    store.append(item.example_id, features, frames, item.shown_digest)
+            progress.update(len(batch))
+    seconds = time.perf_counter() - started
+    if todo:
+        print(
+            f"{(total - done) / seconds:.2f} examples/s; "
+            f"the teacher's forward took {forward_seconds / seconds:.0%} of the time"
+        )
+
+
+def start_ranks() -> tuple[int, int]:
+    """Returns (rank, number of ranks): torchrun's, or (0, 1)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    return torch.distributed.get_rank(), world
+
+
+def rank_device() -> int:
+    """Returns which of the machine's GPUs this rank takes."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def finish_ranks(world: int) -> None:
+    """Waits until every rank has written its examples."""
+    if world > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

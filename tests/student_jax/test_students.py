@@ -126,7 +126,7 @@ def test_frame_maps_put_each_patch_beside_its_cells():
     features[5 + 16 * 1 + 2, 0] = 7  # an output frame from token 5: patch row 1, column 2
     features[300 + 0, 1] = 9  # the query frame from token 300: patch row 0, column 0
     frames = (FrameTokens("output", 0, 3, 6, 5), FrameTokens("query", -1, 1, 1, 300))
-    maps, mask = frame_maps(features, Record("a", 600, "", frames), 8, 1)
+    maps, mask = frame_maps(features, Record("a", 600, "", "", frames), 8, 1)
     maps, mask = maps.reshape(3, 4, 4, 2), mask.reshape(3, 4, 4)
     assert maps[1, 1, 2, 0] == 7
     assert maps[2, 0, 0, 1] == 9

@@ -38,30 +38,29 @@ def test_store_holds_every_question_with_provenance(store_path, extract_config):
 def test_interrupted_extract_goes_on_to_the_same_bytes(
     store_path, extract_config, tmp_path, monkeypatch
 ):
-    config = replace(extract_config, out=tmp_path / "again")
+    config = replace(extract_config, out=str(tmp_path / "again"))
     calls = []
-    features = gr00t.Gr00tTeacher.features
+    forward = gr00t.Gr00tTeacher.forward
 
-    def counted(self, views):
-        calls.extend(view.example_id for view in views)
-        if len(set(calls)) == 8:
+    def counted(self, inputs):
+        calls.append(inputs.input_ids.shape)
+        if len(calls) == 10:
             raise KeyboardInterrupt
-        return features(self, views)
+        return forward(self, inputs)
 
-    monkeypatch.setattr(gr00t.Gr00tTeacher, "features", counted)
+    monkeypatch.setattr(gr00t.Gr00tTeacher, "forward", counted)
     with pytest.raises(KeyboardInterrupt):
         main(config)
     done = len(FeatureStore(config.out).records)
     assert 0 < done < 18
     calls.clear()
     monkeypatch.setattr(
-        gr00t.Gr00tTeacher,
-        "features",
-        lambda self, views: calls.extend(v.example_id for v in views) or features(self, views),
+        gr00t.Gr00tTeacher, "forward", lambda self, x: calls.append(1) or forward(self, x)
     )
     main(config)
-    extracted = [name for name in calls if not name.startswith("check")]
-    assert len(extracted) == 18 - done  # once per missing example
+    main(config)  # a third run has nothing left to do
+    checks = 4  # calls by which the teacher proves itself, each run
+    assert len(calls) == 18 - done + 2 * checks  # once per missing example
     assert contents(config.out) == contents(store_path)
 
 
@@ -75,7 +74,7 @@ def test_killed_extract_goes_on_to_the_same_bytes(store_path, extract_config, tm
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert 3 <= len(list(out.glob("manifest/*.json"))) < 18
-    main(replace(extract_config, out=out))
+    main(replace(extract_config, out=str(out)))
     assert contents(out) == contents(store_path)
 
 
@@ -89,7 +88,7 @@ def test_other_teacher_into_the_same_store_is_refused(store_path, extract_config
 def test_pair_view_store_holds_demonstrations_only(extract_config, tmp_path):
     config = replace(
         extract_config,
-        out=tmp_path / "pairs",
+        out=str(tmp_path / "pairs"),
         view="pair",
         prompt="Solve ARC task {task_id}",
         tasks=replace(extract_config.tasks, limit=1),
@@ -101,3 +100,39 @@ def test_pair_view_store_holds_demonstrations_only(extract_config, tmp_path):
     assert (first.tile_rows, first.tile_cols) == (3, 3)
     assert second.first_token - first.first_token == 2560 + 7
     assert np.isfinite(store.read("1a_train_0").astype(np.float32)).all()
+
+
+def test_ranks_share_one_store_and_write_the_same_bytes(store_path, extract_config, tmp_path):
+    """Two ranks under torchrun's environment, disjoint examples, one store."""
+    out = tmp_path / "ranks"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--master_port=29517", "-m", "teacher_torch.extract"]
+    command += ["--out", str(out), "--tasks.source", extract_config.tasks.source]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert contents(out) == contents(store_path)
+
+
+def test_batches_of_like_length_hold_the_same_features(store_path, extract_config, tmp_path):
+    config = replace(extract_config, out=str(tmp_path / "batched"), batch_size=4)
+    main(config)
+    one, many = FeatureStore(store_path), FeatureStore(config.out)
+    for name in one.records:
+        a, b = (store.read(name).astype(np.float32) for store in (one, many))
+        np.testing.assert_allclose(a, b, atol=0.03 * a.std() + 0.01 * abs(a).max())
+
+
+def test_teacher_that_computes_otherwise_may_not_go_on(extract_config, tmp_path, monkeypatch):
+    config = replace(
+        extract_config, out=str(tmp_path / "s"), tasks=replace(extract_config.tasks, limit=1)
+    )
+    main(config)
+    forward = gr00t.Gr00tTeacher.forward
+
+    def doubled(self, inputs):
+        output = forward(self, inputs)
+        return replace(output, features=output.features * 2)
+
+    monkeypatch.setattr(gr00t.Gr00tTeacher, "forward", doubled)
+    with pytest.raises(InputError, match="same weights, other computation"):
+        main(config)

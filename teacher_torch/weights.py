@@ -1,0 +1,221 @@
+"""Weights for the backbone: from a checkpoint folder or hub id, or drawn from a seed.
+
+Only safetensors are read: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from bridge.arc_files import read_json
+from bridge.errors import InputError
+from teacher_torch.backbone import Gr00tBackbone, empty_backbone, restore_buffers
+from teacher_torch.gr00t_config import Gr00tConfig
+
+PREFIX = "backbone.eagle_model."
+FINETUNE_PREFIX = "_groot_model."  # lerobot's finetunes wrap the whole model once more
+EMBEDDING = "language_model.model.embed_tokens.weight"
+LM_HEAD = "language_model.lm_head.weight"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
+
+
+def random_backbone(config: Gr00tConfig, seed: int, dtype: torch.dtype) -> Gr00tBackbone:
+    """Returns a frozen backbone whose weights are a pure function of `(config, seed)`.
+
+    Matrices are N(0, 1 / fan_in), so that random features keep the picture's information at any
+    depth; norms and biases keep their neutral values. Drawn on the CPU in f32, one at a time.
+    """
+    backbone = empty_backbone(config).to(dtype).to_empty(device="cpu")
+    restore_buffers(backbone, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(backbone.named_parameters()):
+            if weight.ndim == 1:
+                weight.fill_(0 if name.endswith("bias") else 1)
+                continue
+            embedding = "embed_tokens" in name or "position_embedding" in name
+            scale = 1.0 if embedding else weight[0].numel() ** -0.5
+            weight.copy_(torch.empty(weight.shape).normal_(0, scale, generator=generator))
+    return backbone.eval().requires_grad_(False)
+
+
+def load_backbone(folder: Path, dtype: torch.dtype) -> Gr00tBackbone:
+    """Reads a checkpoint folder into a frozen backbone on the CPU.
+
+    The network is built on the meta device and takes the file's tensors as they are: seconds, and
+    a peak of about the weights' size.
+
+    Args:
+        folder: with config.json, safetensors (one file or shards with an index) and, for sizes
+            other than N1.5's, eagle_config.json.
+        dtype: of the weights.
+
+    Raises:
+        InputError: one line saying what is missing, unexpected, misshapen or damaged.
+    """
+    config = Gr00tConfig.of_checkpoint(folder)
+    backbone = empty_backbone(config)
+    files = tensor_files(folder)
+    names = match_names(backbone, set(files), str(folder))
+    shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
+    state: dict[str, torch.Tensor] = {}
+    for path in sorted({files[name] for name in names.values()}):
+        with open_safetensors(path) as file:
+            for key, name in names.items():
+                if files[name] != path:
+                    continue
+                got = tuple(file.get_slice(name).get_shape())
+                if got != shapes[key]:
+                    raise InputError(
+                        f"{path}: {name}: expected shape {list(shapes[key])}, got {list(got)}"
+                    )
+                state[key] = file.get_tensor(name).to(dtype)
+    backbone.load_state_dict(state, assign=True)
+    restore_buffers(backbone, torch.device("cpu"))
+    return backbone.eval().requires_grad_(False)
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Returns tensor name -> file, from an index with its shards or from single files.
+
+    Raises:
+        InputError: if there is none, a shard is missing, or a file is damaged.
+    """
+    index_path = folder / "model.safetensors.index.json"
+    if index_path.is_file():
+        index = read_json(index_path)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index_path}: expected an object with 'weight_map'")
+        shards = sorted(set(map(str, weight_map.values())))
+        for shard in shards:
+            # A shard is a plain file name: an index must not reach outside its folder.
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise InputError(f"{index_path}: expected the shard {shard} beside it, got none")
+        paths = [folder / shard for shard in shards]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        pickled = sorted(
+            p.name for ending in ("*.bin", "*.pt", "*.pth") for p in folder.glob(ending)
+        )
+        hint = f" ({pickled[0]} is pickled and never read: convert it)" if pickled else ""
+        raise InputError(f"{folder}: expected *.safetensors, got none{hint}")
+    files: dict[str, Path] = {}
+    for path in paths:
+        with open_safetensors(path) as file:
+            files |= dict.fromkeys(file.keys(), path)
+    return files
+
+
+def match_names(backbone: Gr00tBackbone, there: set[str], where: str) -> dict[str, str]:
+    """Returns our parameter name -> the checkpoint's, checking that nothing is left over.
+
+    Takes the traps of real files: the finetunes' extra prefix; SigLIP with and without its inner
+    `vision_model.` (transformers changed it in 5.6), on either side; an embedding stored only as
+    the tied `lm_head`; the unused pooling head and action head beside the backbone.
+
+    Raises:
+        InputError: naming what is missing and what is unexpected.
+    """
+    prefix = (
+        FINETUNE_PREFIX + PREFIX if any(n.startswith(FINETUNE_PREFIX) for n in there) else PREFIX
+    )
+    present = {n.removeprefix(prefix) for n in there if n.startswith(prefix)}
+    if not present:
+        raise InputError(
+            f"{where}: expected tensors named {PREFIX}*, got {sorted(there)[:3]}; "
+            "is this a GR00T N1.5 checkpoint?"
+        )
+    names: dict[str, str] = {}
+    missing: list[str] = []
+    for key in backbone.state_dict():
+        found = next((n for n in spellings(key) if n in present), None)
+        if found is None:
+            missing.append(spellings(key)[0])
+        else:
+            names[key] = prefix + found
+    ignored = re.compile(r"(vision_model\.)+head\.|language_model\.lm_head\.")
+    used = {name.removeprefix(prefix) for name in names.values()}
+    unexpected = sorted(n for n in present - used if not ignored.match(n) and n != EMBEDDING)
+    if missing or unexpected:
+        raise InputError(
+            f"{where}: {_some('missing', missing)}{_some('unexpected', unexpected)}"
+            f"a backbone of {backbone.config.num_layers} language and "
+            f"{backbone.config.vision['num_hidden_layers']} vision layers was expected"
+        )
+    return names
+
+
+def spellings(key: str) -> list[str]:
+    """Returns the names that a parameter may have in a checkpoint, the released one first."""
+    if key.startswith("vision_model."):
+        inner = key.removeprefix("vision_model.").removeprefix("vision_model.")
+        return [f"vision_model.vision_model.{inner}", f"vision_model.{inner}"]
+    if key.startswith("language_model."):
+        name = f"language_model.model.{key.removeprefix('language_model.')}"
+        return [name, LM_HEAD] if name == EMBEDDING else [name]
+    return [key]
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[safe_open]:
+    """Opens a file, saying in one line if it is no safetensors file or cut short."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: expected a whole safetensors file, got: {' '.join(str(error).split())[:120]}"
+        ) from None
+
+
+def checkpoint_folder(checkpoint: str) -> Path:
+    """Returns the local folder of a path or hub id, fetching the latter's safetensors.
+
+    Raises:
+        InputError: if it is neither, or cannot be fetched.
+    """
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        return folder
+    if folder.is_file() or not HUB_ID.fullmatch(checkpoint):
+        raise InputError(
+            f"checkpoint: expected a folder, a hub id such as nvidia/GR00T-N1.5-3B, or 'random', "
+            f"got '{checkpoint}'"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises a dozen kinds; all mean the same here
+        text = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"checkpoint: {checkpoint} is no local folder and could not be fetched: {text}"
+        ) from None
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Returns the sha256 over all named tensors, names included."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _some(word: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} tensors {word}: {', '.join(names[:3])}{more}; "
