@@ -98,19 +98,30 @@ def _note(files: dict[str, Predictions]) -> str:
         about = predictions.about
         size = f"{about['parameters']:,} parameters; " if "parameters" in about else ""
         lines.append(
-            f"<li><b>{escape(name)}</b>: {size}teacher: {escape(about.get('teacher', 'unknown'))}; "
-            f"tier: {escape(about.get('tier', 'unknown'))}</li>"
+            f"<li><b>{escape(name)}</b>: {size}tier: {escape(about.get('tier', 'unknown'))}; "
+            f"teacher: {escape(describe_teacher(about.get('teacher')))}</li>"
         )
-    random = any("random weights" in p.about.get("teacher", "") for p in files.values())
+    teachers = [p.about.get("teacher") or {} for p in files.values()]
+    random = any("random weights" in teacher.get("weights", "") for teacher in teachers)
     warning = (
-        """<p class="note"><b>The teacher's weights are random.</b> It has GR00T N1.5's
+        """<p class="note"><b>The teacher's weights are random.</b> It has its network's
 architecture and none of its knowledge: its features carry the picture, but no understanding of
 it. This page shows that every part works on real tasks. It says nothing about what distilling the
-released weights would bring, and no benefit of a teacher can be read from it.</p>"""
+pretrained weights would bring, and no benefit of a teacher can be read from it.</p>"""
         if random
         else ""
     )
     return f"{warning}<ul>{''.join(lines)}</ul>"
+
+
+def describe_teacher(teacher: dict[str, str] | None) -> str:
+    """Names a teacher in full: network, weights with digest, licence and the layer tapped."""
+    if teacher is None:
+        return "none"
+    return (
+        f"{teacher['teacher']}, {teacher['weights']} (sha256 {teacher['weights_digest'][:12]}), "
+        f"{teacher['tap']}; licence: {teacher['licence']}"
+    )
 
 
 def _table(group: str, rows: dict[str, Scores]) -> str:

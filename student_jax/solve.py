@@ -85,9 +85,7 @@ def main(config: SolveConfig) -> None:
         "parameters": solver.num_parameters,
         "needs_teacher": solver.config.model.kind == "feature",
         "tier": "zero-shot",
-        "teacher": f"{solver.teacher['teacher']}, {solver.teacher['weights']}"
-        if solver.teacher
-        else "none",
+        "teacher": solver.teacher,
         "checkpoint": str(config.checkpoint),
         "step": solver.step,
         "source": config.source or task_set.source,

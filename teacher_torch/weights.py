@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,35 +18,52 @@ from torch import nn
 
 from bridge.arc_files import read_json
 from bridge.errors import InputError
+from teacher_torch.action_head import ActionHead, ActionHeadConfig
 from teacher_torch.backbone import Gr00tBackbone, empty_backbone, restore_buffers
 from teacher_torch.gr00t_config import Gr00tConfig
 
 PREFIX = "backbone.eagle_model."
+HEAD_PREFIX = "action_head."
 FINETUNE_PREFIX = "_groot_model."  # lerobot's finetunes wrap the whole model once more
 EMBEDDING = "language_model.model.embed_tokens.weight"
 LM_HEAD = "language_model.lm_head.weight"
+M = TypeVar("M", bound=nn.Module)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 
 
 def random_backbone(config: Gr00tConfig, seed: int, dtype: torch.dtype) -> Gr00tBackbone:
-    """Returns a frozen backbone whose weights are a pure function of `(config, seed)`.
-
-    Matrices are N(0, 1 / fan_in), so that random features keep the picture's information at any
-    depth; norms and biases keep their neutral values. Drawn on the CPU in f32, one at a time.
-    """
+    """Returns a frozen backbone whose weights are a pure function of `(config, seed)`."""
     backbone = empty_backbone(config).to(dtype).to_empty(device="cpu")
     restore_buffers(backbone, torch.device("cpu"))
+    return draw_weights(backbone, seed)
+
+
+def random_action_head(config: ActionHeadConfig, seed: int, dtype: torch.dtype) -> ActionHead:
+    """Returns a frozen action head whose weights are a pure function of `(config, seed)`."""
+    with torch.device("meta"):
+        head = ActionHead(config).to(dtype)
+    return draw_weights(head.to_empty(device="cpu"), seed)
+
+
+def draw_weights(module: M, seed: int) -> M:
+    """Fills a module from a seed and freezes it.
+
+    Matrices are N(0, 1 / fan_in), so that the input's information survives any depth, embeddings
+    N(0, 1), norms and biases neutral. Drawn on the CPU in f32, one tensor at a time.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in sorted(backbone.named_parameters()):
-            if weight.ndim == 1:
-                weight.fill_(0 if name.endswith("bias") else 1)
+        for name, weight in sorted(module.named_parameters()):
+            if weight.ndim == 1 or name.endswith(".b"):
+                weight.fill_(0 if name.endswith(("bias", ".b")) else 1)
                 continue
-            embedding = "embed_tokens" in name or "position_embedding" in name
-            scale = 1.0 if embedding else weight[0].numel() ** -0.5
+            # An embodiment's matrix [E, in, out] is stored input first.
+            fan_in = weight.shape[1] if name.endswith(".W") else weight[0].numel()
+            is_table = "embed_tokens" in name or "position_embedding" in name
+            scale = 1.0 if is_table else fan_in**-0.5
             weight.copy_(torch.empty(weight.shape).normal_(0, scale, generator=generator))
-    return backbone.eval().requires_grad_(False)
+    return module.eval().requires_grad_(False)
 
 
 def load_backbone(folder: Path, dtype: torch.dtype) -> Gr00tBackbone:
@@ -66,22 +84,63 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> Gr00tBackbone:
     backbone = empty_backbone(config)
     files = tensor_files(folder)
     names = match_names(backbone, set(files), str(folder))
-    shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
+    backbone.load_state_dict(read_tensors(backbone, files, names, dtype), assign=True)
+    restore_buffers(backbone, torch.device("cpu"))
+    return backbone.eval().requires_grad_(False)
+
+
+def load_action_head(folder: Path, dtype: torch.dtype) -> ActionHead:
+    """Reads a checkpoint's action head, as `load_backbone` reads the backbone.
+
+    Raises:
+        InputError: likewise.
+    """
+    outer = read_json(folder / "config.json")
+    with torch.device("meta"):
+        head = ActionHead(ActionHeadConfig.of_checkpoint(outer.get("action_head_cfg", {})))
+    files = tensor_files(folder)
+    prefix = next((p for p in (FINETUNE_PREFIX + HEAD_PREFIX, HEAD_PREFIX) if has(files, p)), "")
+    present = {name.removeprefix(prefix) for name in files if prefix and name.startswith(prefix)}
+    wanted = set(head.state_dict())
+    if present != wanted:
+        faults = _some("missing", wanted - present) + _some("unexpected", present - wanted)
+        raise InputError(f"{folder}: action head: {faults}N1.5's was expected")
+    names = {key: prefix + key for key in wanted}
+    head.load_state_dict(read_tensors(head, files, names, dtype), assign=True)
+    return head.eval().requires_grad_(False)
+
+
+def has(names: Iterable[str], prefix: str) -> bool:
+    """Whether any name starts with the prefix."""
+    return any(name.startswith(prefix) for name in names)
+
+
+def read_tensors(
+    module: nn.Module, files: dict[str, Path], names: dict[str, str], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Reads tensors file by file, in the module's own names.
+
+    Args:
+        module: on the meta device; its shapes are what is expected.
+        files: the checkpoint's tensor name -> file.
+        names: the module's tensor name -> the checkpoint's.
+        dtype: of the result; tensors that have it already are not copied.
+
+    Raises:
+        InputError: if a shape differs.
+    """
+    shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
     state: dict[str, torch.Tensor] = {}
     for path in sorted({files[name] for name in names.values()}):
         with open_safetensors(path) as file:
             for key, name in names.items():
                 if files[name] != path:
                     continue
-                got = tuple(file.get_slice(name).get_shape())
+                got = list(file.get_slice(name).get_shape())
                 if got != shapes[key]:
-                    raise InputError(
-                        f"{path}: {name}: expected shape {list(shapes[key])}, got {list(got)}"
-                    )
+                    raise InputError(f"{path}: {name}: expected shape {shapes[key]}, got {got}")
                 state[key] = file.get_tensor(name).to(dtype)
-    backbone.load_state_dict(state, assign=True)
-    restore_buffers(backbone, torch.device("cpu"))
-    return backbone.eval().requires_grad_(False)
+    return state
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
@@ -127,9 +186,7 @@ def match_names(backbone: Gr00tBackbone, there: set[str], where: str) -> dict[st
     Raises:
         InputError: naming what is missing and what is unexpected.
     """
-    prefix = (
-        FINETUNE_PREFIX + PREFIX if any(n.startswith(FINETUNE_PREFIX) for n in there) else PREFIX
-    )
+    prefix = FINETUNE_PREFIX + PREFIX if has(there, FINETUNE_PREFIX) else PREFIX
     present = {n.removeprefix(prefix) for n in there if n.startswith(prefix)}
     if not present:
         raise InputError(

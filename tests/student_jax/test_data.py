@@ -1,4 +1,7 @@
+import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,6 +13,7 @@ from bridge.errors import InputError
 from bridge.store import FeatureStore
 from student_jax.data import plan_epoch
 from student_jax.train import load_examples
+from teacher_torch.extract import main as extract
 
 
 @given(
@@ -76,3 +80,44 @@ def test_store_of_the_pair_view_is_refused(train_config, store_path):
     store.provenance["view"] = "pair"
     with pytest.raises(InputError, match="shows the teacher the answer"):
         load_examples(train_config(), store)
+
+
+def test_store_that_lacks_an_example_is_refused_at_once(train_config, extract_config, tmp_path):
+    partial = replace(
+        extract_config,
+        out=str(tmp_path / "partial"),
+        tasks=replace(extract_config.tasks, limit=2),
+    )
+    extract(partial)
+    with pytest.raises(InputError, match="expected the example 1c_"):
+        load_examples(train_config(), FeatureStore(partial.out))
+
+
+def test_task_that_changed_since_extraction_is_noticed(
+    train_config, extract_config, task_folder, tmp_path
+):
+    folder = tmp_path / "tasks"
+    shutil.copytree(task_folder, folder)
+    config = replace(
+        extract_config,
+        out=str(tmp_path / "features"),
+        tasks=replace(extract_config.tasks, source=str(folder)),
+    )
+    extract(config)
+    before = FeatureStore(config.out).records
+    value = json.loads((folder / "1c.json").read_text())
+    value["train"][0]["input"][0][0] = 9 - value["train"][0]["input"][0][0]
+    (folder / "1c.json").write_text(json.dumps(value))
+    changed = train_config(**{"data.tasks.source": str(folder)})
+    with pytest.raises(InputError, match="shown other grids than the task holds now"):
+        load_examples(changed, FeatureStore(config.out))
+    extract(config)  # replaces only what changed
+    load_examples(changed, FeatureStore(config.out))
+    after = FeatureStore(config.out).records
+    assert {n for n in after if after[n] != before[n]} == {"1c_train_0", "1c_train_1", "1c_test_0"}
+
+
+def test_sequence_beyond_the_models_positions_is_one_line(train_config, store_path):
+    config = train_config(**{"model.kind": "feature", "model.max_tokens": 1024})
+    with pytest.raises(InputError, match=r"model.max_tokens: expected at least 2048"):
+        load_examples(config, FeatureStore(store_path))

@@ -1,10 +1,12 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from bridge import config as configs
 from bridge.arc import Task, open_questions
 from bridge.arc_files import load_tasks
 from bridge.canvas import Attempts
@@ -106,6 +108,10 @@ def test_solve_evaluate_and_report_end_to_end(run, task_folder, tmp_path, capsys
     report_main(ReportConfig(predictions=(predictions,), source=str(task_folder), out=page))
     html = page.read_text()
     assert "The teacher's weights are random" in html
+    provenance = read_predictions(predictions).about["teacher"]
+    for key in ("teacher", "weights", "tap", "licence"):
+        assert provenance[key] in html
+    assert provenance["weights_digest"][:12] in html
     assert html.count('<section class="task">') == 6
     assert "http" not in html.replace("http-equiv", "")  # needs no network
     for name in ("1a", "1f"):
@@ -190,3 +196,58 @@ def test_scoring_without_answers_is_refused(tmp_path, task):
     write_predictions(path, {"trained_on": []}, {"t": (Attempts(grid("1"), grid("2"), 0.0),)})
     with pytest.raises(InputError, match="its test outputs are not known"):
         evaluate_main(EvaluateConfig(predictions=(path,), source=str(folder)))
+
+
+def test_trained_on_is_what_the_checkpoint_says_not_what_the_folder_holds_now(
+    train_config, task_folder, tmp_path
+):
+    """Adding files to the folder once moved trained tasks among the held-out ones."""
+    folder = tmp_path / "tasks"
+    shutil.copytree(task_folder, folder)
+    config = train_config(
+        store=None,
+        **{
+            "data.tasks.source": str(folder),
+            "data.tasks.dev_fraction": 0.0,
+            "data.tasks.limit": 3,
+            "optim.total_steps": 1,
+        },
+    )
+    train(config)
+    shutil.copy(folder / "1f.json", folder / "0a.json")
+    out = tmp_path / "p.json"
+    solve_main(SolveConfig(checkpoint=config.out, source=str(folder), out=out))
+    assert read_predictions(out).about["trained_on"] == ["1a", "1b", "1c"]
+    shutil.rmtree(folder)  # a checkpoint is used where its training data is not
+    solve_main(SolveConfig(checkpoint=config.out, task=str(task_folder / "1a.json")))
+
+
+def test_task_is_looked_up_in_the_source(run, task_folder, capsys):
+    solve_main(SolveConfig(checkpoint=run, task="1b", source=str(task_folder)))
+    assert "1b (" in capsys.readouterr().out
+
+
+def test_every_predictions_file_has_a_row_of_its_own(run, task_folder, tmp_path):
+    files = tuple(tmp_path / f"{i}.json" for i in range(3))
+    for file in files:
+        solve_main(SolveConfig(checkpoint=run, split="all", out=file))
+    scores = tmp_path / "new" / "scores.json"
+    evaluate_main(EvaluateConfig(predictions=files, source=str(task_folder), out=scores))
+    rows = json.loads(scores.read_text())["scores"]["held-out tasks"]
+    assert len(rows) == 2 + 3
+
+
+def test_predictions_that_do_not_say_what_was_trained_on_are_refused(task_folder, tmp_path):
+    path = tmp_path / "p.json"
+    write_predictions(path, {}, {"1a": (Attempts(grid("1"), grid("2"), 0.0),)})
+    with pytest.raises(InputError, match=r"about\.trained_on: expected the tasks"):
+        evaluate_main(EvaluateConfig(predictions=(path,), source=str(task_folder)))
+
+
+def test_each_output_has_its_resolved_config_beside_it(run, task_folder, tmp_path):
+    file = tmp_path / "p.json"
+    solve_main(SolveConfig(checkpoint=run, split="all", out=file))
+    config = EvaluateConfig(predictions=(file,), source=str(task_folder), out=tmp_path / "s.json")
+    evaluate_main(config)
+    assert configs.load(EvaluateConfig, tmp_path / "s.config.yaml") == config
+    assert configs.load(SolveConfig, tmp_path / "p.config.yaml").out == file

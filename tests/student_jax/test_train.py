@@ -1,9 +1,11 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import chex
 import jax
@@ -194,3 +196,36 @@ def test_grid_student_trains_without_a_teacher(train_config):
 def test_batch_that_devices_cannot_share_is_refused(train_config):
     with pytest.raises(InputError, match="expected a multiple of 2 devices, got 3"):
         train(train_config(**{"optim.batch_size": 3}))
+
+
+def test_run_never_goes_on_with_another_teachers_features(train_config, extract_config, tmp_path):
+    from teacher_torch.extract import main as extract
+
+    config = train_config(**{"optim.total_steps": 2})
+    train(config)
+    other = str(tmp_path / "other")
+    extract(replace(extract_config, out=other, teacher=replace(extract_config.teacher, seed=1)))
+    longer = replace(config, data=replace(config.data, store=other))
+    with pytest.raises(InputError, match=r"weights: expected .* seed 0', got .* seed 1"):
+        train(longer)
+
+
+def test_run_never_goes_on_with_other_tasks(train_config, task_folder, tmp_path):
+    folder = tmp_path / "tasks"
+    shutil.copytree(task_folder, folder)
+    config = train_config(store=None, **{"data.tasks.source": str(folder), "optim.total_steps": 2})
+    train(config)
+    shutil.copy(folder / "1a.json", folder / "1g.json")
+    with pytest.raises(InputError, match=r"trained on other tasks: .* changed in 1g"):
+        train(config)
+
+
+def test_broken_update_stops_before_it_is_saved(train_config):
+    config = train_config(**{"optim.peak_lr": 1e38, "optim.total_steps": 8})
+    with pytest.raises(InputError, match="not finite; last good checkpoint"):
+        train(config)
+    with Checkpoints(config.out) as checkpoints:
+        latest = checkpoints.latest_step()
+    if latest is not None:
+        leaves = jax.tree.leaves(load_solver(config.out).state.params)
+        assert all(np.isfinite(leaf).all() for leaf in leaves)

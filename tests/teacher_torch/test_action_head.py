@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.golden import formula
 
 GOLDEN = ROOT / "tests" / "golden"
-F32, BF16 = 1e-4, 2e-2  # absolute; relative to the largest value (docs/style.md, section 7)
+F32, BF16 = 1e-4, 2e-2  # absolute; relative to the largest value
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +33,7 @@ def head(facts):
 
 def make_head(config, dtype=torch.float32):
     """The head of a golden config with the formula's weights."""
-    dit, vl = config["diffusion_model_cfg"], config["vl_self_attention_cfg"]
-    same = ("action_dim", "action_horizon", "hidden_size")
-    same += ("num_inference_timesteps", "num_timestep_buckets")
-    ours = ActionHeadConfig(
-        num_embodiments=config["max_num_embodiments"],
-        state_dim=config["max_state_dim"],
-        dit_layers=dit["num_layers"],
-        dit_heads=dit["num_attention_heads"],
-        dit_head_dim=dit["attention_head_dim"],
-        vl_layers=vl["num_layers"],
-        vl_heads=vl["num_attention_heads"],
-        vl_head_dim=vl["attention_head_dim"],
-        num_future_tokens=config["num_target_vision_tokens"],
-        max_positions=config["max_seq_len"],
-        **{name: config[name] for name in same},
-    )
+    ours = ActionHeadConfig.of_checkpoint(config)
     with torch.device("meta"):
         head = ActionHead(ours)
     weights = {name: weight(name, tensor.shape) for name, tensor in head.state_dict().items()}

@@ -148,7 +148,7 @@ def drop(*parts):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (drop("layers.1.mlp"), "3 tensors missing: language_model.model.layers.1.mlp"),
+        (drop("model.layers.1.mlp"), "3 tensors missing: language_model.model.layers.1.mlp"),
         (drop("mlp1.0.bias"), "1 tensors missing: mlp1.0.bias"),
         (drop("embed_tokens"), "missing: language_model.model.embed_tokens.weight"),
         (
