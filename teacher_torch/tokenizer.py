@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -89,14 +90,16 @@ class FolderTokenizer:
                 f"got {got}; the tokenizer is another model's"
             )
         self.pad_id = self._tokenizer.pad_token_id or 0
+        self._special = re.compile("|".join(map(re.escape, self._tokenizer.get_added_vocab())))
 
     def template(self, text: str) -> list[int]:
         """Encodes our own text, special tokens as such."""
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def plain(self, text: str) -> list[int]:
-        """Encodes a user's text."""
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        """Encodes a user's text, cutting what looks like a special token after its first letter."""
+        cut = self._special.sub(lambda match: f"{match[0][0]}\0{match[0][1:]}", text)
+        return [i for part in cut.split("\0") if part for i in self.template(part)]
 
 
 def tokenizer_for(folder: Path | None, image_token_id: int) -> Tokenizer:

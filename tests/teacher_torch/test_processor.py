@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bridge.arc import all_questions
 from bridge.arc_files import load_tasks
@@ -87,3 +88,16 @@ def test_prepare_pads_left_and_says_where_frames_lie(processor, task):
         for frame in frames:
             assert (ids[frame.first_token : frame.first_token + 256] == IMAGE_TOKEN_ID).all()
             assert ids[frame.first_token - 1] != IMAGE_TOKEN_ID
+
+
+@pytest.mark.parametrize("size", [(900, 900), (90, 180), (300, 900)])
+def test_resize_is_within_one_level_of_pillows(processor, size):
+    """Oracle: Pillow's bicubic, which differs from torchvision's by at most one level of 255."""
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 256, (size[0] // 30, size[1] // 30, 3)).astype(np.uint8)
+    picture = cells.repeat(30, 0).repeat(30, 1)
+    tiles, _ = processor.cut_tiles(picture, dynamic_tiling=False)
+    got = (tiles[0].permute(1, 2, 0).numpy() * 0.5 + 0.5) * 255
+    expected = np.asarray(Image.fromarray(picture).resize((224, 224), Image.Resampling.BICUBIC))
+    assert np.abs(got - expected).max() < 1.001
+    assert (np.abs(got - expected) > 0.5).mean() < 0.02
