@@ -1,6 +1,6 @@
 """Builds GR00T N1.5 at its released size with random weights, counts it, and runs it once.
 
-    python tools/full_size.py --out measurements/full_size_cpu.json
+    python tools/full_size.py --out tools/measurements/full_size_cpu.json
 
 Two 224 px images, one tile each: the smallest prompt of the original's form. f32 needs about 10 GB
 of memory.
