@@ -13,6 +13,7 @@ import contextlib
 import difflib
 import inspect
 import math
+import signal
 import sys
 import types
 import typing
@@ -33,8 +34,9 @@ C = TypeVar("C")
 def command(main: Callable[[C], None], config_type: type[C]) -> None:
     """Runs a command: parses `sys.argv` into its config, says bad input in one line.
 
-    Exits with 2 on bad input and 130 when interrupted.
+    Exits with 2 on bad input and 130 when interrupted, by Ctrl-C or SIGTERM alike.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(parse(config_type, sys.argv[1:], main.__doc__))
     except (InputError, OSError) as error:

@@ -26,8 +26,10 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; } h3 { margin: 0 0 .5rem; font-family: ui-monospace, monospace; }
 table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } caption { text-align: left; font-weight: 600; }
+th, td { padding: .3rem .9rem; border-bottom: 1px solid var(--line); }
+th, td { text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
+caption { text-align: left; font-weight: 600; }
 .note { border-left: 4px solid #c80; padding: .4rem 1rem; background: #c8015; }
 .task { border: 1px solid var(--line); border-radius: 8px; padding: 1rem; margin: 1rem 0; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-start; }

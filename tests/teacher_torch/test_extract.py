@@ -78,6 +78,24 @@ def test_killed_extract_goes_on_to_the_same_bytes(store_path, extract_config, tm
     assert contents(out) == contents(store_path)
 
 
+def test_sigterm_stops_with_a_word_and_leaves_whole_examples(extract_config, tmp_path):
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-m", "teacher_torch.extract"]
+    command += ["--out", str(out), "--tasks.source", extract_config.tasks.source]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(out.glob("manifest/*.json"))) < 2:
+        time.sleep(0.005)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "stopped; extract and train go on when given again" in errors
+    assert "Traceback" not in errors
+    store = FeatureStore(out)
+    assert 2 <= len(store.records) < 18
+    for name in store.records:
+        store.read(name)
+
+
 def test_other_teacher_into_the_same_store_is_refused(store_path, extract_config):
     before = contents(store_path)
     with pytest.raises(InputError, match="weights: expected 'random weights, tiny, seed 1'"):
