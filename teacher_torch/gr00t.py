@@ -17,7 +17,6 @@ from teacher_torch.weights import (
     checkpoint_folder,
     load_backbone,
     random_backbone,
-    weights_digest,
 )
 
 
@@ -42,7 +41,7 @@ class Gr00tTeacher:
         self.processor = processor
         self.weights = weights
         self.licence = licence
-        self.weights_digest = weights_digest(backbone)
+        self.weights_digest = backbone.weights_digest
         self.feature_width = backbone.config.feature_width
         self.tap = f"hidden state {backbone.config.num_layers}, after the final norm"
         self.device = torch.device(device)

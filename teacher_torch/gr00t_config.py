@@ -105,13 +105,19 @@ class Gr00tConfig:
         kind = outer.get("model_type", "gr00t_n1_5")
         if kind != "gr00t_n1_5":
             raise InputError(f"{path}: model_type: expected gr00t_n1_5, got {kind!r}")
-        backbone = outer.get("backbone_cfg", {})
+        backbone = outer.get("backbone_cfg") or {}
+        if not isinstance(backbone, dict):
+            raise InputError(f"{path}: backbone_cfg: expected an object, got {backbone!r}")
         if backbone.get("project_to_dim") not in (None, -1):
             raise InputError(
                 f"{path}: backbone_cfg.project_to_dim: expected null as in N1.5, "
                 f"got {backbone['project_to_dim']} (an N1 checkpoint?)"
             )
-        num_layers = int(backbone.get("select_layer", 12))
+        num_layers = backbone.get("select_layer", 12)
+        if type(num_layers) is not int or num_layers < 1:
+            raise InputError(
+                f"{path}: backbone_cfg.select_layer: expected a layer count, got {num_layers!r}"
+            )
         eagle_path = folder / "eagle_config.json"
         if not eagle_path.is_file():
             return Gr00tConfig(vision=VISION, text=TEXT, num_layers=num_layers)
@@ -124,6 +130,11 @@ class Gr00tConfig:
         Raises:
             InputError: on a field that would change the forward pass in a way not built here.
         """
+        parts = ("vision_config", "text_config")
+        if not isinstance(eagle, Mapping) or not all(
+            isinstance(eagle.get(part, {}), Mapping) for part in parts
+        ):
+            raise InputError(f"{where}: expected an object with {' and '.join(parts)}")
         for key, value in FIXED.items():
             if eagle.get(key, value) != value:
                 raise InputError(f"{where}: {key}: expected {value}, got {eagle[key]}")

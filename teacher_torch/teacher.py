@@ -17,9 +17,10 @@ from bridge.errors import InputError
 from bridge.store import Features, FrameTokens
 from bridge.views import View, task_view
 
-# bf16 keeps 8 bits of mantissa; the reference's own bf16 and fp32 features differ by 0.08 at unit
-# scale (measured on the reference, transformers 4.57.6). Batching must stay far below that.
-BATCH_TOLERANCE = 0.05
+# Root mean square over a view, in stds. Single elements say little: in bf16 they move by 0.1 std
+# and more with the batch. Measured at 12 layers in bf16: 0.013-0.016 when right, 0.67-0.82 with the
+# attention mask ignored.
+BATCH_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def check_teacher(teacher: Teacher) -> dict[str, float]:
         refuse("features do not depend on the picture")
     if not np.array_equal(alone, features(teacher, [short]).example(0).astype(np.float32)):
         refuse("features of the same view differ from call to call")
-    gap = float(np.abs(alone - together).max()) / scale
+    gap = float(np.sqrt(np.square(alone - together).mean())) / scale
     if gap > BATCH_TOLERANCE:
         refuse(f"features change by {gap:.3f} std when another view shares the batch")
     return {"mean": float(alone.mean()), "std": scale}

@@ -36,12 +36,29 @@ def load_teacher(
     """
     import torch
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"teacher.device: expected a device of this machine, got {device}: no GPU")
+    check_device(device)
+    if dtype == "float32":
+        # A GPU's TF32 keeps 10 bits of mantissa: no longer the features that f32 promises.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     if name == "dinov2-s":
         from teacher_torch.dinov2 import load_dinov2
 
-        return load_dinov2(checkpoint, seed, device)
+        return load_dinov2(checkpoint, seed, device, getattr(torch, dtype))
     from teacher_torch.gr00t import load_gr00t
 
     return load_gr00t(checkpoint, size, seed, device, getattr(torch, dtype))
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that this machine lacks, before any weights are read.
+
+    Raises:
+        InputError: naming what there is.
+    """
+    import torch
+
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device not in there:
+        raise InputError(f"teacher.device: expected one of {', '.join(there)}, got {device}")

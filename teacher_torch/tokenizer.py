@@ -6,6 +6,7 @@ import functools
 import importlib.resources
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -83,12 +84,7 @@ class FolderTokenizer:
         except Exception as error:  # transformers raises many kinds for a faulty file
             text = " ".join(str(error).split())[:120]
             raise InputError(f"{folder}: its tokenizer cannot be read: {text}") from None
-        got = self._tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        if got != image_token_id:
-            raise InputError(
-                f"{folder}: {IMAGE_TOKEN}: expected id {image_token_id} as in the model's config, "
-                f"got {got}; the tokenizer is another model's"
-            )
+        check_special(self.template, image_token_id, str(folder))
         self.pad_id = self._tokenizer.pad_token_id or 0
         self._special = re.compile("|".join(map(re.escape, self._tokenizer.get_added_vocab())))
 
@@ -108,7 +104,29 @@ def tokenizer_for(folder: Path | None, image_token_id: int) -> Tokenizer:
         for name in ("tokenizer.json", "vocab.json"):
             if (folder / name).is_file():
                 return FolderTokenizer(folder, image_token_id)
-    return QwenTokenizer()
+    tokenizer = QwenTokenizer()
+    check_special(tokenizer.template, image_token_id, str(folder or "Qwen's vocabulary"))
+    return tokenizer
+
+
+def check_special(encode: Callable[[str], list[int]], image_token_id: int, where: str) -> None:
+    """Refuses a tokenizer that would spell a special token as text, or is another model's.
+
+    Raises:
+        InputError: naming the token.
+    """
+    for token in SPECIAL_IDS:
+        ids = encode(token)
+        if len(ids) != 1:
+            raise InputError(
+                f"{where}: tokenizer: {token}: expected one id, got {ids}; "
+                "tokenizer files of the checkpoint are missing or another model's"
+            )
+        if token == IMAGE_TOKEN and ids != [image_token_id]:
+            raise InputError(
+                f"{where}: tokenizer: {token}: expected id {image_token_id} as in the model's "
+                f"config, got {ids[0]}; put the model's own tokenizer files beside its weights"
+            )
 
 
 @functools.cache

@@ -6,6 +6,7 @@ Only safetensors are read: nothing is ever unpickled.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,9 @@ def random_backbone(config: Gr00tConfig, seed: int, dtype: torch.dtype) -> Gr00t
     """Returns a frozen backbone whose weights are a pure function of `(config, seed)`."""
     backbone = empty_backbone(config).to(dtype).to_empty(device="cpu")
     restore_buffers(backbone, torch.device("cpu"))
-    return draw_weights(backbone, seed)
+    draw_weights(backbone, seed)
+    backbone.weights_digest = weights_digest(backbone)
+    return backbone
 
 
 def random_action_head(config: ActionHeadConfig, seed: int, dtype: torch.dtype) -> ActionHead:
@@ -81,10 +84,12 @@ def load_backbone(folder: Path, dtype: torch.dtype) -> Gr00tBackbone:
         InputError: one line saying what is missing, unexpected, misshapen or damaged.
     """
     config = Gr00tConfig.of_checkpoint(folder)
-    backbone = empty_backbone(config)
+    with one_line(folder):
+        backbone = empty_backbone(config)
     files = tensor_files(folder)
     names = match_names(backbone, set(files), str(folder))
-    backbone.load_state_dict(read_tensors(backbone, files, names, dtype), assign=True)
+    state, backbone.weights_digest = read_tensors(backbone, files, names, dtype)
+    backbone.load_state_dict(state, assign=True)
     restore_buffers(backbone, torch.device("cpu"))
     return backbone.eval().requires_grad_(False)
 
@@ -96,8 +101,8 @@ def load_action_head(folder: Path, dtype: torch.dtype) -> ActionHead:
         InputError: likewise.
     """
     outer = read_json(folder / "config.json")
-    with torch.device("meta"):
-        head = ActionHead(ActionHeadConfig.of_checkpoint(outer.get("action_head_cfg", {})))
+    with one_line(folder), torch.device("meta"):
+        head = ActionHead(ActionHeadConfig.of_checkpoint(outer.get("action_head_cfg") or {}))
     files = tensor_files(folder)
     prefix = next((p for p in (FINETUNE_PREFIX + HEAD_PREFIX, HEAD_PREFIX) if has(files, p)), "")
     present = {name.removeprefix(prefix) for name in files if prefix and name.startswith(prefix)}
@@ -106,8 +111,21 @@ def load_action_head(folder: Path, dtype: torch.dtype) -> ActionHead:
         faults = _some("missing", wanted - present) + _some("unexpected", present - wanted)
         raise InputError(f"{folder}: action head: {faults}N1.5's was expected")
     names = {key: prefix + key for key in wanted}
-    head.load_state_dict(read_tensors(head, files, names, dtype), assign=True)
+    state, _ = read_tensors(head, files, names, dtype)
+    head.load_state_dict(state, assign=True)
     return head.eval().requires_grad_(False)
+
+
+@contextmanager
+def one_line(folder: Path) -> Iterator[None]:
+    """Says in one line that a checkpoint's config builds no network."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # transformers checks its configs with errors of many kinds
+        text = " ".join(str(error).split())[:160]
+        raise InputError(f"{folder}: its config builds no network: {text}") from None
 
 
 def has(names: Iterable[str], prefix: str) -> bool:
@@ -117,7 +135,7 @@ def has(names: Iterable[str], prefix: str) -> bool:
 
 def read_tensors(
     module: nn.Module, files: dict[str, Path], names: dict[str, str], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], str]:
     """Reads tensors file by file, in the module's own names.
 
     Args:
@@ -126,11 +144,16 @@ def read_tensors(
         names: the module's tensor name -> the checkpoint's.
         dtype: of the result; tensors that have it already are not copied.
 
+    Returns:
+        The tensors, and a sha256 over them as they are stored: it names the weights, whatever the
+        dtype they are used in.
+
     Raises:
-        InputError: if a shape differs.
+        InputError: if a shape differs or a tensor holds no floats.
     """
     shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
     state: dict[str, torch.Tensor] = {}
+    digests: dict[str, str] = {}
     for path in sorted({files[name] for name in names.values()}):
         with open_safetensors(path) as file:
             for key, name in names.items():
@@ -139,8 +162,15 @@ def read_tensors(
                 got = list(file.get_slice(name).get_shape())
                 if got != shapes[key]:
                     raise InputError(f"{path}: {name}: expected shape {shapes[key]}, got {got}")
-                state[key] = file.get_tensor(name).to(dtype)
-    return state
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point():
+                    raise InputError(
+                        f"{path}: {name}: expected a float tensor, got {tensor.dtype}; "
+                        "quantised checkpoints are not read"
+                    )
+                digests[key] = _digest(tensor)
+                state[key] = tensor.to(dtype)
+    return state, _total(digests)
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
@@ -162,7 +192,8 @@ def tensor_files(folder: Path) -> dict[str, Path]:
                 raise InputError(f"{index_path}: expected the shard {shard} beside it, got none")
         paths = [folder / shard for shard in shards]
     else:
-        paths = sorted(folder.glob("*.safetensors"))
+        # lerobot keeps its processors' statistics in files of their own beside the model's.
+        paths = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not paths:
         pickled = sorted(
             p.name for ending in ("*.bin", "*.pt", "*.pth") for p in folder.glob(ending)
@@ -203,7 +234,10 @@ def match_names(backbone: Gr00tBackbone, there: set[str], where: str) -> dict[st
             names[key] = prefix + found
     ignored = re.compile(r"(vision_model\.)+head\.|language_model\.lm_head\.")
     used = {name.removeprefix(prefix) for name in names.values()}
-    unexpected = sorted(n for n in present - used if not ignored.match(n) and n != EMBEDDING)
+    unexpected = {n for n in present - used if not ignored.match(n) and n != EMBEDDING}
+    # A tensor beside both parts (`backbone.eagle_linear`, say) would change the features.
+    head = prefix.removesuffix(PREFIX) + HEAD_PREFIX
+    unexpected |= {n for n in there if not n.startswith((prefix, head))}
     if missing or unexpected:
         raise InputError(
             f"{where}: {_some('missing', missing)}{_some('unexpected', unexpected)}"
@@ -253,7 +287,10 @@ def checkpoint_folder(checkpoint: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(checkpoint, allow_patterns=HUB_FILES))
+        # No folders: a finetune's repository may hold a checkpoint of every thousand steps.
+        return Path(
+            snapshot_download(checkpoint, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
+        )
     except Exception as error:  # the hub client raises a dozen kinds; all mean the same here
         text = " ".join(str(error).split())[:160]
         raise InputError(
@@ -262,12 +299,17 @@ def checkpoint_folder(checkpoint: str) -> Path:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Returns the sha256 over all named tensors, names included."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    """Returns the sha256 over all of a module's named tensors, names included."""
+    return _total({name: _digest(tensor) for name, tensor in module.state_dict().items()})
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    data = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return hashlib.sha256(data).hexdigest()
+
+
+def _total(digests: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
 def _some(word: str, names: Iterable[str]) -> str:

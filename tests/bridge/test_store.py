@@ -1,3 +1,5 @@
+import threading
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -106,3 +108,24 @@ def test_unfinished_store_and_missing_things_say_what_to_do(store, tmp_path):
 def test_append_refuses_other_shapes_and_dtypes(store, bad):
     with pytest.raises(ValueError, match=r"expected bfloat16 \[S, 4\]"):
         store.append("b_train_0", bad, FRAMES)
+
+
+def test_of_two_writers_that_start_together_one_makes_the_store(tmp_path):
+    barrier = threading.Barrier(2)
+    outcomes = []
+
+    def start(teacher):
+        barrier.wait()
+        try:
+            store = FeatureStore.create(tmp_path / "s", {**PROVENANCE, "teacher": teacher})
+            outcomes.append(store.provenance["teacher"])
+        except InputError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=start, args=(name,)) for name in "tu"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes)[0] == "refused"
+    assert FeatureStore(tmp_path / "s").provenance["teacher"] == sorted(outcomes)[1]
