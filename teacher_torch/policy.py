@@ -47,10 +47,11 @@ class Gr00tPolicy:
 
     def parameter_counts(self) -> dict[str, int]:
         """Returns the parameters by component; at full size they sum to the released file's."""
-        head = sum(p.numel() for p in self.action_head.parameters())
         counts = parameter_counts(self.teacher.backbone)
-        backbone = counts.pop("backbone")
-        return {**counts, "action head": head, "taking part": backbone + head}
+        del counts["backbone"]
+        for name, part in self.action_head.named_children():
+            counts[f"action head, {name}"] = sum(p.numel() for p in part.parameters())
+        return {**counts, "taking part": sum(counts.values())}
 
     def prepare(self, views: Sequence[View]) -> BackboneInputs:
         """Turns views into pixels and tokens, on the CPU."""

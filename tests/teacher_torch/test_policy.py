@@ -29,6 +29,12 @@ def test_whole_model_sums_to_the_released_files_parameters():
     assert used + sum(UNUSED.values()) == 2_724_163_520
 
 
+def test_components_are_counted_once_each():
+    counts = load_policy().parameter_counts()
+    assert counts.pop("taking part") == sum(counts.values())
+    assert "action head, vl_self_attention" in counts
+
+
 def test_policy_acts_on_a_view_and_depends_on_it(task):
     policy = load_policy()
     views = [task_view(question) for question in all_questions(task)[:2]]
