@@ -23,7 +23,7 @@ from bridge.from_torch import to_numpy
 from bridge.store import FrameTokens
 from bridge.views import TILE_PX, View
 from teacher_torch.teacher import TeacherOutput
-from teacher_torch.weights import weights_digest
+from teacher_torch.tensors import weights_digest
 
 TOKENS = 256  # a frame: 16 x 16 patches of 14 px
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as DINOv2 was trained

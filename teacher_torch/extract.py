@@ -5,18 +5,9 @@ python -m teacher_torch.extract --config configs/quickstart_extract.yaml
 
 from __future__ import annotations
 
-import os
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
-
-import numpy as np
-from tqdm import tqdm
+from typing import Literal
 
 from bridge import config as configs
 from bridge.arc import Task, all_questions
@@ -26,17 +17,16 @@ from bridge.views import (
     PAIR_CELL_PX,
     TASK_CELL_PX,
     TASK_PROMPT,
-    View,
     pair_digest,
     pair_view,
     prompt_for,
     task_digest,
     task_view,
 )
+from teacher_torch.fill import Item, describe_speed, fill, plan_batches
 from teacher_torch.gr00t_config import Size
+from teacher_torch.ranks import finish_ranks, rank_device, start_ranks
 from teacher_torch.teachers import Dtype, Name, load_teacher
-
-AHEAD = 2  # batches prepared, and batches waiting to be written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +66,6 @@ class ExtractConfig:
         """Checks the ranges."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
-
-
-@dataclass(frozen=True)
-class Item:
-    """An example to extract. Its view is drawn when needed: all of them would fill the memory."""
-
-    example_id: str
-    shown_digest: str
-    num_frames: int
-    view: Callable[[], View]
 
 
 def main(config: ExtractConfig) -> None:
@@ -135,16 +115,6 @@ def main(config: ExtractConfig) -> None:
         )
 
 
-def describe_speed(ranks: Sequence[Throughput]) -> str:
-    """Says how fast the ranks were, and how much of that storing and preparing cost."""
-    examples = sum(rank.num_examples for rank in ranks)
-    if not examples:
-        return "nothing was missing"
-    slowest = max(rank.seconds for rank in ranks)
-    share = sum(r.bare_forward_seconds for r in ranks) / sum(r.seconds for r in ranks)
-    return f"{examples / slowest:.2f} examples/s, {share:.0%} of the bare teacher's throughput"
-
-
 def items_of(task: Task, config: ExtractConfig) -> list[Item]:
     """Returns the examples to extract of one task."""
     prompt = prompt_for(config.prompt, task.task_id)
@@ -163,123 +133,6 @@ def items_of(task: Task, config: ExtractConfig) -> list[Item]:
         Item(name, pair_digest(pair, prompt), 2, partial(pair_view, name, pair, prompt))
         for name, pair in zip(names, task.demonstrations, strict=True)
     ]
-
-
-def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
-    """Groups examples of like length.
-
-    The plan depends on the whole list, never on what is already done: a batch's arithmetic, and so
-    its bytes, are the same in a resumed run as in an unbroken one.
-    """
-    ordered = sorted(items, key=lambda item: (item.num_frames, item.example_id))
-    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """How fast one rank was."""
-
-    num_examples: int
-    seconds: float
-    bare_forward_seconds: float
-
-
-def fill(
-    store: FeatureStore, teacher: Any, batches: Sequence[Sequence[Item]], *, quiet: bool
-) -> Throughput:
-    """Extracts what the store lacks.
-
-    While the teacher runs, one thread draws and tokenises the next views and another writes the
-    last features. An example whose task changed since it was written counts as missing.
-    """
-
-    def is_there(item: Item) -> bool:
-        record = store.records.get(item.example_id)
-        return record is not None and record.shown_digest == item.shown_digest
-
-    missing = {i.example_id for batch in batches for i in batch if not is_there(i)}
-    todo = [batch for batch in batches if any(i.example_id in missing for i in batch)]
-    total = sum(map(len, batches))
-    progress = tqdm(
-        desc="extract", unit="example", total=total, initial=total - len(missing), disable=quiet
-    )
-
-    def prepare(batch: Sequence[Item]) -> Any:
-        return teacher.prepare([item.view() for item in batch])
-
-    def write(batch: Sequence[Item], output: Any) -> None:
-        for row, item in enumerate(batch):
-            if item.example_id in missing:
-                features, frames = output.example(row), output.frames[row]
-                store.append(item.example_id, features, frames, item.shown_digest)
-                progress.update()
-
-    started = time.perf_counter()
-    seconds: list[float] = []  # of each forward
-    with progress, ThreadPoolExecutor(1) as preparer, ThreadPoolExecutor(1) as writer:
-        upcoming = deque(preparer.submit(prepare, batch) for batch in todo[:AHEAD])
-        writing: deque[Future[None]] = deque()
-        for i, batch in enumerate(todo):
-            inputs = upcoming.popleft().result()
-            if i + AHEAD < len(todo):
-                upcoming.append(preparer.submit(prepare, todo[i + AHEAD]))
-            # Bounds the memory, and raises what failed. The last forward runs with nothing beside
-            # it, which tells what a bare one costs.
-            while len(writing) > (0 if i + 1 == len(todo) else AHEAD):
-                writing.popleft().result()
-            before = time.perf_counter()
-            output = teacher.forward(inputs)
-            seconds.append(time.perf_counter() - before)
-            writing.append(writer.submit(write, batch, output))
-        for pending in writing:
-            pending.result()
-    return Throughput(len(missing), time.perf_counter() - started, bare_seconds(todo, seconds))
-
-
-def bare_seconds(todo: Sequence[Sequence[Item]], seconds: Sequence[float]) -> float:
-    """Estimates what all forwards would have taken with nothing beside them.
-
-    The last one ran so; those of the same size before it say how much company costs.
-    """
-    if not todo:
-        return 0.0
-    size = (len(todo[-1]), todo[-1][0].num_frames)
-    alike = [
-        taken
-        for batch, taken in zip(todo[:-1], seconds[:-1], strict=True)
-        if (len(batch), batch[0].num_frames) == size
-    ][-8:]
-    company = max(1.0, float(np.median(alike)) / seconds[-1]) if alike else 1.0
-    return sum(seconds) / company
-
-
-def start_ranks() -> tuple[int, int]:
-    """Returns (rank, number of ranks): torchrun's, or (0, 1)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return 0, 1
-    import torch.distributed
-
-    # A rank may wait for days until the slowest is done.
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    return torch.distributed.get_rank(), world
-
-
-def rank_device() -> int:
-    """Returns which of the machine's GPUs this rank takes."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def finish_ranks(world: int, own: Throughput) -> list[Throughput]:
-    """Waits until every rank has written its examples; returns how each of them did."""
-    if world == 1:
-        return [own]
-    import torch.distributed
-
-    everyone: list[Any] = [None] * world
-    torch.distributed.all_gather_object(everyone, own)
-    torch.distributed.destroy_process_group()
-    return everyone
 
 
 if __name__ == "__main__":

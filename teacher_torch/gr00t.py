@@ -12,12 +12,9 @@ from teacher_torch.backbone import Gr00tBackbone
 from teacher_torch.gr00t_config import Gr00tConfig, Size
 from teacher_torch.processor import BackboneInputs, Processor
 from teacher_torch.teacher import TeacherOutput
+from teacher_torch.tensors import checkpoint_folder
 from teacher_torch.tokenizer import tokenizer_for
-from teacher_torch.weights import (
-    checkpoint_folder,
-    load_backbone,
-    random_backbone,
-)
+from teacher_torch.weights import load_backbone, random_backbone
 
 
 class Gr00tTeacher:

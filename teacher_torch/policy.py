@@ -21,7 +21,8 @@ from teacher_torch.backbone import parameter_counts
 from teacher_torch.gr00t import Gr00tTeacher, load_gr00t
 from teacher_torch.gr00t_config import Size
 from teacher_torch.processor import BackboneInputs
-from teacher_torch.weights import checkpoint_folder, load_action_head, random_action_head
+from teacher_torch.tensors import checkpoint_folder
+from teacher_torch.weights import load_action_head, random_action_head
 
 UNUSED = {"vision pooling head, never run": 15_238_352, "lm_head copy, never run": 310_640_640}
 TINY_HEAD = ActionHeadConfig(

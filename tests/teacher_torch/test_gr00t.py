@@ -15,8 +15,9 @@ from teacher_torch.gr00t_config import Gr00tConfig
 from teacher_torch.processor import Processor
 from teacher_torch.teacher import TeacherOutput, check_teacher, features, provenance
 from teacher_torch.teachers import load_teacher
+from teacher_torch.tensors import weights_digest
 from teacher_torch.tokenizer import QwenTokenizer
-from teacher_torch.weights import random_backbone, weights_digest
+from teacher_torch.weights import random_backbone
 
 TINY = Gr00tConfig.of_size("tiny")
 

@@ -16,8 +16,9 @@ from teacher_torch.extract import main as extract
 from teacher_torch.gr00t import load_gr00t
 from teacher_torch.gr00t_config import Gr00tConfig
 from teacher_torch.teachers import check_device
+from teacher_torch.tensors import checkpoint_folder
 from teacher_torch.tokenizer import SPECIAL_IDS
-from teacher_torch.weights import checkpoint_folder, load_backbone, spellings
+from teacher_torch.weights import load_backbone, spellings
 from tests.conftest import ROOT
 from tests.golden.formula import pixels, weight
 
