@@ -16,8 +16,8 @@ import numpy.typing as npt
 from bridge.arc import Grid, Question
 from bridge.canvas import to_canvas
 from bridge.store import Features, Record
+from bridge.views import PATCHES
 
-PATCHES = 16  # a one-tile frame's tokens form a 16 x 16 map
 TOKEN_BUCKET = 2048  # feature sequences are padded to a multiple of this, one compilation each
 
 Array = jax.Array | np.ndarray

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from bridge import config as configs
@@ -81,13 +82,17 @@ class Checkpoints:
         )
         return restored["about"]
 
-    def restore(self, like: Any, step: int | None = None) -> Any:
+    def restore(self, like: Any, sharding: jax.sharding.Sharding, step: int | None = None) -> Any:
         """Returns a saved state.
 
         Args:
-            like: its shapes, dtypes and shardings, from `jax.eval_shape` or a state.
+            like: its shapes and dtypes, from `jax.eval_shape`.
+            sharding: where every array is placed.
             step: which; the latest by default.
         """
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+        )
         restored = self._manager.restore(
             self._existing(step),
             args=ocp.args.Composite(state=ocp.args.StandardRestore(like)),  # pyright: ignore[reportCallIssue]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Examples:
             InputError: if the store cannot serve this student.
         """
         self.model, self.data, self.store = model, data, store
+        self._planned: tuple[tuple[int, int, int], list[npt.NDArray[np.int64]]] | None = None
         if store is not None and store.provenance.get("view") != "task":
             raise InputError(
                 f"store {store.path}: view: expected task, got {store.provenance.get('view')}; "
@@ -117,11 +119,18 @@ class Examples:
 
     def train_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         """Returns the batch of a step: a pure function of (seed, step)."""
-        plan = plan_epoch([e.bucket for e in self.examples], batch_size, seed, 0)
-        epoch, place = divmod(step, len(plan))
-        if epoch:
-            plan = plan_epoch([e.bucket for e in self.examples], batch_size, seed, epoch)
+        per_bucket = Counter(e.bucket for e in self.examples).values()
+        epoch, place = divmod(step, sum(-(-count // batch_size) for count in per_bucket))
+        plan = self._plan(batch_size, seed, epoch)
         return self.batch(plan[place].tolist(), self._draw_transforms(seed, step, batch_size))
+
+    def _plan(self, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """Returns an epoch's plan, made once an epoch and not once a step."""
+        key = (batch_size, seed, epoch)
+        if self._planned is None or self._planned[0] != key:
+            buckets = [e.bucket for e in self.examples]
+            self._planned = (key, plan_epoch(buckets, *key))
+        return self._planned[1]
 
     def _draw_transforms(self, seed: int, step: int, batch_size: int) -> list[Transform | None]:
         """Augments every so many-th example, spread evenly so that devices get equal shares."""

@@ -92,8 +92,7 @@ def load_solver(out: Path) -> Solver:
             lambda: init_state(model, make_optimizer(config.optim), batch, statistics, 0)
         )
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), like)
-        state = checkpoints.restore(like, step)
+        state = checkpoints.restore(like, one, step)
     return Solver(
         config=config,
         step=int(state.step),

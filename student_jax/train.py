@@ -80,7 +80,9 @@ def train(config: TrainConfig) -> dict[str, float]:
         first_step = checkpoints.latest_step() or 0
         if first_step:
             check_same_data(checkpoints.about(), about, config)
-        state = restore(checkpoints, init, mesh) if first_step else init()
+            state = checkpoints.restore(jax.eval_shape(init), replicated(mesh))
+        else:
+            state = init()
         log = MetricsLog(config.out, first_step, config.optim.total_steps)
         log.say(describe(config, examples, state, first_step))
         batches = examples.train_batches(config.seed, first_step, config.optim.batch_size)
@@ -123,15 +125,6 @@ def load_examples(config: TrainConfig, store: FeatureStore | None) -> tuple[Exam
         return examples, Statistics(mean=np.zeros(width, "f4"), std=np.ones(width, "f4"))
     statistics = store.statistics()
     return examples, Statistics(mean=statistics.mean, std=statistics.std)
-
-
-def restore(checkpoints: Checkpoints, init: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the latest state, placed as `init` would place it."""
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(init),
-    )
-    return checkpoints.restore(like)
 
 
 def check_same_config(config: TrainConfig) -> None:

@@ -21,11 +21,11 @@ from transformers import Dinov2Config, Dinov2Model
 from bridge.errors import InputError
 from bridge.from_torch import to_numpy
 from bridge.store import FrameTokens
-from bridge.views import TILE_PX, View
+from bridge.views import PATCHES, TILE_PX, View
 from teacher_torch.teacher import TeacherOutput
 from teacher_torch.tensors import weights_digest
 
-TOKENS = 256  # a frame: 16 x 16 patches of 14 px
+TOKENS = PATCHES**2  # a frame: 16 x 16 patches of 14 px
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as DINOv2 was trained
 CONFIG = {  # ViT-S/14 of arXiv 2304.07193; 37 x 37 learned positions, resized to 16 x 16
     "hidden_size": 384,
