@@ -56,7 +56,7 @@ def parse(config_type: type[C], args: Sequence[str], description: str | None = N
     spec = sys.modules["__main__"].__spec__  # set when run with python -m
     return tyro.cli(
         config_type,
-        prog=f"python -m {spec.name}" if spec else None,
+        prog=f"python -m {spec.name.removesuffix('.__main__')}" if spec else None,
         use_underscores=True,  # flags are spelt as the keys of the YAML file
         args=rest,
         default=load(config_type, known.config) if known.config else tyro.MISSING_NONPROP,

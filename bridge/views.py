@@ -23,6 +23,7 @@ from bridge.render import OUTSIDE, render_on
 TILE_PX = 224  # SigLIP so400m's input side: 16 x 16 patches of 14 px
 PATCHES = 16  # a frame's image tokens form a PATCHES x PATCHES map
 TASK_CELL_PX = 7  # one 14 px patch shows 2 x 2 cells; 32 cells fill a tile
+PATCH_CELLS = 2  # cells a side of one patch of a task view
 MAX_DEMONSTRATIONS = 10  # + the query = 21 frames = 5376 image tokens, inside the seed's 6000
 PAIR_CELL_PX = 30  # the original's: 30 x 30 cells = 900 px
 TASK_PROMPT = "Work out the rule from the examples and apply it to the last grid."
@@ -88,6 +89,13 @@ def pair_view(example_id: str, demonstration: Pair, prompt: str = TASK_PROMPT) -
         Frame("output", 0, *demonstration.output.shape),
     )
     return View(example_id, _video(pictures), frames, prompt, dynamic_tiling=True)
+
+
+def shown_sides(question: Question) -> tuple[tuple[int, int], ...]:
+    """Returns rows and columns of each grid that `task_view` shows, in order."""
+    pairs = question.demonstrations[:MAX_DEMONSTRATIONS]
+    shown = [grid for pair in pairs for grid in (pair.input, pair.output)] + [question.query]
+    return tuple((grid.shape[0], grid.shape[1]) for grid in shown)
 
 
 def task_digest(question: Question, prompt: str) -> str:

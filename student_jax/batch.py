@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from bridge.arc import Grid, Question
 from bridge.canvas import to_canvas
-from bridge.store import Features, Record
-from bridge.views import PATCHES
+from bridge.scaling import Scaling
+from bridge.store import Features, Record, frame_map
+from bridge.views import PATCH_CELLS
 
 TOKEN_BUCKET = 2048  # feature sequences are padded to a multiple of this, one compilation each
 
@@ -32,27 +33,24 @@ class Batch:
     demonstration_mask: Array  # bool[B, P]
     query: Array  # u8[B, N, N]
     answer: Array  # u8[B, N, N]
-    teacher: Array  # bf16[B, T, F]; standardised f32 once inside a step
+    teacher: Array  # bf16[B, T, F]; scaled f32 once inside a step
     teacher_mask: Array  # bool[B, T], True where a feature was recorded
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Statistics:
-    """The teacher's mean and std per channel; travels with the student's weights."""
-
-    mean: Array  # f32[F]
-    std: Array  # f32[F]
+# Travels with the student's weights.
+jax.tree_util.register_dataclass(Scaling, ["mean", "std", "rotation"], [])
 
 
-def standardise(batch: Batch, statistics: Statistics) -> Batch:
-    """Returns the batch with f32 teacher features of mean 0 and std 1 per channel, 0 where masked.
+def scale_teacher(batch: Batch, scaling: Scaling) -> Batch:
+    """Returns the batch with scaled teacher features in f32, 0 where masked.
 
-    Without it a few channels of a language model's residual stream decide every distance
-    (arXiv 2601.22966).
+    The same as `bridge.scaling.apply`, on the device.
     """
-    mean, std = (jnp.asarray(x)[None, None] for x in (statistics.mean, statistics.std))
-    values = (jnp.asarray(batch.teacher, jnp.float32) - mean) / jnp.maximum(std, 1e-6)
+    values = jnp.asarray(batch.teacher, jnp.float32) - jnp.asarray(scaling.mean)[None, None]
+    if scaling.rotation is not None:
+        # A GPU's default would round to TF32.
+        values = jnp.matmul(values, scaling.rotation, precision=jax.lax.Precision.HIGHEST)
+    values = values / jnp.asarray(scaling.std)[None, None]
     return replace(batch, teacher=jnp.where(batch.teacher_mask[..., None], values, 0.0))
 
 
@@ -97,9 +95,9 @@ def frame_maps(
             place = 2 * frame.demonstration + (frame.role == "output")
         else:
             continue
-        tokens = features[frame.first_token : frame.first_token + PATCHES**2]
-        maps[place] = tokens.reshape(PATCHES, PATCHES, -1)[:half, :half]
-        mask[place, : -(-frame.rows // 2), : -(-frame.cols // 2)] = True
+        maps[place] = frame_map(features, frame)[:half, :half]
+        rows, cols = (-(-n // PATCH_CELLS) for n in (frame.rows, frame.cols))
+        mask[place, :rows, :cols] = True
     return maps.reshape(-1, features.shape[1]), mask.reshape(-1)
 
 

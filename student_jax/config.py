@@ -58,6 +58,9 @@ class LossConfig:
     task: float = 1.0
     feature: float = 0.5
     cosine: float = 0.5
+    scaling: Literal["standardise", "phi_s", "none"] = "standardise"
+    """of the teacher's features: each channel to std 1; PHI-S (needs the store's covariance, see
+    python -m bridge.store stats); or as they are"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,9 @@ class DataConfig:
     tasks: TaskSet = field(default_factory=TaskSet)
     store: str | None = None
     """the teacher's feature store; grid can do without one (None), feature cannot"""
+    cache: str = "ram"
+    """where decoded features are kept: ram (half of what is free), none, or a folder for
+    memory-mapped files, which processes share"""
     max_demonstrations: int = 10
     """grid: how many demonstrations of a question are read"""
     augmented_fraction: float = 0.5

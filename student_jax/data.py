@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import jax
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -98,9 +99,12 @@ class Examples:
             indices: into `examples`, all of the same bucket.
             transforms: one per example; None leaves an example as its teacher saw it.
         """
+        chosen = [self.examples[i] for i in indices]
+        if self.model.kind == "feature":
+            return self._feature_batch(chosen)
         drawn = [
-            self._draw(self.examples[i], transform)
-            for i, transform in zip(indices, transforms or [None] * len(indices), strict=True)
+            self._draw(example, transform)
+            for example, transform in zip(chosen, transforms or [None] * len(chosen), strict=True)
         ]
         return Batch(**{name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
 
@@ -161,8 +165,6 @@ class Examples:
         return bucket
 
     def _draw(self, example: Example, transform: Transform | None) -> dict[str, npt.NDArray]:
-        if self.model.kind == "feature":
-            return self._draw_features(example)
         question, answer, side = example.question, example.answer, example.bucket
         if transform is not None:
             question = transform.question(question)
@@ -189,20 +191,37 @@ class Examples:
         tokens = (2 * self.count + 1) * (side // 2) ** 2
         return np.zeros((tokens, self.feature_width), ml_dtypes.bfloat16), np.zeros(tokens, bool)
 
-    def _draw_features(self, example: Example) -> dict[str, npt.NDArray]:
+    def _feature_batch(self, examples: Sequence[Example]) -> Batch:
         if self.store is None:
             raise InputError("data.store: a feature student needs a feature store")
-        features = self.store.read(example.question.example_id)
-        padding = example.bucket - len(features)
-        side = self.model.canvas
-        return {
-            "demonstrations": np.zeros((0, 2, side, side), np.uint8),
-            "demonstration_mask": np.zeros(0, bool),
-            "query": np.zeros((side, side), np.uint8),
-            "answer": answer_canvas(example.answer, side),
-            "teacher": np.pad(features, ((0, padding), (0, 0))),
-            "teacher_mask": np.arange(example.bucket) < len(features),
-        }
+        ids = [example.question.example_id for example in examples]
+        features, mask = self.store.batch(ids, TOKEN_BUCKET)
+        count, side = len(ids), self.model.canvas
+        return Batch(
+            demonstrations=np.zeros((count, 0, 2, side, side), np.uint8),
+            demonstration_mask=np.zeros((count, 0), bool),
+            query=np.zeros((count, side, side), np.uint8),
+            answer=np.stack([answer_canvas(example.answer, side) for example in examples]),
+            teacher=features,
+            teacher_mask=mask,
+        )
+
+
+def to_devices(
+    batches: Generator[Batch, None, None], sharding: jax.sharding.Sharding | None
+) -> Generator[Batch, None, None]:
+    """Places each batch while the one before it is computed with; without a sharding, does not."""
+    try:
+        if sharding is None:
+            yield from batches
+            return
+        placed = jax.device_put(next(batches), sharding)
+        for batch in batches:
+            following = jax.device_put(batch, sharding)
+            yield placed
+            placed = following
+    finally:
+        batches.close()
 
 
 def check_shown(store: FeatureStore, question: Question) -> None:
@@ -212,7 +231,7 @@ def check_shown(store: FeatureStore, question: Question) -> None:
         InputError: also if the store lacks the example.
     """
     prompt = prompt_for(store.provenance["prompt"], question.task_id)
-    if store.record(question.example_id).shown_digest != task_digest(question, prompt):
+    if store.record(question.example_id).view_digest != task_digest(question, prompt):
         raise InputError(
             f"store {store.path}: {question.example_id}: the teacher was shown other grids than "
             "the task holds now; run the extract command again"

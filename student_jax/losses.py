@@ -77,7 +77,7 @@ def distillation_loss(
 
     Args:
         output: the student's.
-        batch: with standardised teacher features.
+        batch: with scaled teacher features.
         weights: of the terms.
         axis: the mapped axis whose devices share the batch; averaging the returned terms over it
             gives the mean over the whole batch, also where examples have no teacher.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from bridge import config as configs
 from bridge.arc import Question
 from bridge.canvas import Attempts, decode
 from bridge.errors import InputError
+from bridge.scaling import Scaling, no_scaling
 from bridge.store import FeatureStore, check_provenance
-from student_jax.batch import Batch, Statistics, standardise
+from student_jax.batch import Batch, scale_teacher
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
 from student_jax.data import Examples
@@ -86,10 +87,10 @@ def load_solver(out: Path) -> Solver:
         config = configs.from_dict(TrainConfig, about["config"])
         model = make_student(config.model, about["feature_width"])
         width = about["feature_width"]
-        statistics = Statistics(mean=jnp.zeros(width), std=jnp.ones(width))
+        scaling = empty_scaling(config.loss.scaling, width)
         batch = _smallest_batch(config, width)
         like = jax.eval_shape(
-            lambda: init_state(model, make_optimizer(config.optim), batch, statistics, 0)
+            lambda: init_state(model, make_optimizer(config.optim), batch, scaling, 0)
         )
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         state = checkpoints.restore(like, one, step)
@@ -110,7 +111,7 @@ def make_predict(config: TrainConfig, feature_width: int) -> Any:
     def predict(state: TrainState, batch: Batch) -> jax.Array:
         variables = {"params": state.params}
         if config.model.kind == "feature":
-            output = model.apply(variables, standardise(batch, state.statistics))
+            output = model.apply(variables, scale_teacher(batch, state.scaling))
             logits = output.logits  # pyright: ignore[reportAttributeAccessIssue]
         else:
             task, _ = model.apply(
@@ -128,7 +129,7 @@ def open_store(solver: Solver, path: str | None) -> FeatureStore:
     if path is None:
         raise InputError("store: a feature student needs its teacher's features; pass --store")
     store = FeatureStore(path)
-    kept = ("teacher", "weights_digest", "tap", "view", "prompt", "feature_width")
+    kept = ("teacher", "weights_digest", "tap", "view", "prompt", "feature_width", "encoding")
     check_provenance(
         {key: store.provenance.get(key) for key in kept},
         {key: (solver.teacher or {}).get(key) for key in kept},
@@ -136,6 +137,12 @@ def open_store(solver: Solver, path: str | None) -> FeatureStore:
         hint="pass the --store that this student was trained on",
     )
     return store
+
+
+def empty_scaling(kind: str, width: int) -> Scaling:
+    """Returns a scaling of the right shapes, to restore one into."""
+    rotation = np.zeros((width, width), np.float32) if kind == "phi_s" else None
+    return replace(no_scaling(width), rotation=rotation)
 
 
 def _smallest_batch(config: TrainConfig, width: int) -> Batch:

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from student_jax.batch import Batch, Statistics, standardise
+from bridge.scaling import Scaling
+from student_jax.batch import Batch, scale_teacher
 from student_jax.config import LossConfig, OptimConfig, TrainConfig
 from student_jax.losses import distillation_loss
 
@@ -29,7 +30,7 @@ class TrainState:
     step: jax.Array  # i32[], optimizer updates completed
     params: Any
     opt_state: Any
-    statistics: Statistics  # of the teacher; constant, kept beside the weights that need them
+    scaling: Scaling  # of the teacher's features; constant, kept beside the weights that need it
 
 
 def make_schedule(config: OptimConfig) -> optax.Schedule:
@@ -61,7 +62,7 @@ def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     batch: Batch,
-    statistics: Statistics,
+    scaling: Scaling,
     seed: int,
 ) -> TrainState:
     """Makes the first state; `jax.eval_shape` of this gives its shapes for free.
@@ -70,15 +71,15 @@ def init_state(
         model: a student.
         tx: the optimizer.
         batch: any batch of the right shapes.
-        statistics: the teacher's.
+        scaling: of the teacher's features.
         seed: of the weights.
     """
-    params = model.init(jax.random.key(seed), standardise(batch, statistics))["params"]
+    params = model.init(jax.random.key(seed), scale_teacher(batch, scaling))["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
-        statistics=statistics,
+        scaling=scaling,
     )
 
 
@@ -95,7 +96,7 @@ def train_step(
     Returns:
         The new state and the loss terms, both equal on all devices.
     """
-    batch = standardise(batch, state.statistics)
+    batch = scale_teacher(batch, state.scaling)
     key = jax.random.fold_in(jax.random.key(seed), state.step)  # dropout's stream for this step
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
@@ -111,7 +112,7 @@ def train_step(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
-        statistics=state.statistics,
+        scaling=state.scaling,
     )
     metrics = {"loss": terms.total, "task": terms.task, "mse": terms.mse, "cosine": terms.cosine}
     norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(new_state.params)}
@@ -148,6 +149,11 @@ def make_train_step(
         out_shardings=replicated(mesh),
         donate_argnums=0,
     )
+
+
+def over_devices(config: TrainConfig, mesh: Mesh) -> NamedSharding | None:
+    """Returns how a batch lies on the devices; None where `pmap` places it itself."""
+    return None if config.map == "pmap" else NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -25,7 +25,7 @@ class StudentOutput:
     """What a student says of a batch."""
 
     logits: jax.Array  # f32[B, N, N, V]
-    features: jax.Array  # f32[B, T, F], to be held against the standardised teacher
+    features: jax.Array  # f32[B, T, F], to be held against the scaled teacher
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +48,7 @@ class FeatureStudent(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> StudentOutput:
-        """Maps standardised features to logits; see `Batch`."""
+        """Maps scaled features to logits; see `Batch`."""
         config, side = self.config, self.config.canvas
         num_tokens = batch.teacher.shape[1]
         if num_tokens > config.max_tokens:

@@ -19,23 +19,25 @@ from bridge import config as configs
 from bridge.arc import all_questions, known_answers
 from bridge.errors import InputError
 from bridge.files import write_text
+from bridge.scaling import Scaling, no_scaling, phi_s, standardise
 from bridge.store import FeatureStore, check_provenance
-from student_jax.batch import Statistics
+from bridge.store.covariance import read_covariance
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
-from student_jax.data import Examples
+from student_jax.data import Examples, to_devices
 from student_jax.state import (
     init_state,
     make_mesh,
     make_optimizer,
     make_schedule,
     make_train_step,
+    over_devices,
     replicated,
 )
 from student_jax.students import make_student
 
 # A moved store is known by its provenance, see `check_same_data`.
-MAY_DIFFER = ("out", "log_steps", "checkpoint_steps", "data.store")
+MAY_DIFFER = ("out", "log_steps", "checkpoint_steps", "data.store", "data.cache")
 
 
 def main(config: TrainConfig) -> None:
@@ -58,15 +60,15 @@ def train(config: TrainConfig) -> dict[str, float]:
             f"got {config.optim.batch_size}"
         )
 
-    store = FeatureStore(config.data.store) if config.data.store else None
-    examples, statistics = load_examples(config, store)
+    store = FeatureStore(config.data.store, config.data.cache) if config.data.store else None
+    examples, scaling = load_examples(config, store)
     first_batch = examples.train_batch(config.seed, 0, config.optim.batch_size)
 
     model = make_student(config.model, examples.feature_width)
     tx = make_optimizer(config.optim)
     schedule = make_schedule(config.optim)
     init = jax.jit(
-        lambda: init_state(model, tx, first_batch, statistics, config.seed),
+        lambda: init_state(model, tx, first_batch, scaling, config.seed),
         out_shardings=replicated(mesh),
     )
     step_fn = make_train_step(config, model, tx, mesh)
@@ -85,7 +87,8 @@ def train(config: TrainConfig) -> dict[str, float]:
             state = init()
         log = MetricsLog(config.out, first_step, config.optim.total_steps)
         log.say(describe(config, examples, state, first_step))
-        batches = examples.train_batches(config.seed, first_step, config.optim.batch_size)
+        drawn = examples.train_batches(config.seed, first_step, config.optim.batch_size)
+        batches = to_devices(drawn, over_devices(config, mesh))
         metrics: dict[str, float] = {}
         # One pass more than steps: the last save happens without repeating its code.
         for step in range(first_step, config.optim.total_steps + 1):
@@ -111,8 +114,8 @@ def train(config: TrainConfig) -> dict[str, float]:
     return metrics
 
 
-def load_examples(config: TrainConfig, store: FeatureStore | None) -> tuple[Examples, Statistics]:
-    """Returns the examples of the training tasks, and the teacher's statistics."""
+def load_examples(config: TrainConfig, store: FeatureStore | None) -> tuple[Examples, Scaling]:
+    """Returns the examples of the training tasks, and how the teacher's features are scaled."""
     tasks, _ = config.data.tasks.split(config.data.tasks.load())
     questions = [question for task in tasks.values() for question in all_questions(task)]
     answers = {name: grid for task in tasks.values() for name, grid in known_answers(task).items()}
@@ -121,10 +124,18 @@ def load_examples(config: TrainConfig, store: FeatureStore | None) -> tuple[Exam
     if not examples.examples:
         raise InputError("data.tasks: no training example is left; raise max_side or limit")
     if store is None:
-        width = examples.feature_width
-        return examples, Statistics(mean=np.zeros(width, "f4"), std=np.ones(width, "f4"))
-    statistics = store.statistics()
-    return examples, Statistics(mean=statistics.mean, std=statistics.std)
+        return examples, no_scaling(examples.feature_width)
+    return examples, make_scaling(config.loss.scaling, store, examples)
+
+
+def make_scaling(kind: str, store: FeatureStore, examples: Examples) -> Scaling:
+    """Returns how features are scaled, going by the examples that are trained on and no others."""
+    if kind == "none":
+        return no_scaling(store.feature_width)
+    statistics = store.statistics([e.question.example_id for e in examples.examples])
+    if kind == "standardise":
+        return standardise(statistics)
+    return phi_s(statistics, read_covariance(store))
 
 
 def check_same_config(config: TrainConfig) -> None:

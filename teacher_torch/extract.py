@@ -5,13 +5,15 @@ python -m teacher_torch.extract --config configs/quickstart_extract.yaml
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 from bridge import config as configs
 from bridge.arc import Task, all_questions
-from bridge.store import FeatureStore
+from bridge.errors import InputError
+from bridge.store import Encoding, FeatureStore, storage
 from bridge.task_set import TaskSet
 from bridge.views import (
     PAIR_CELL_PX,
@@ -20,10 +22,12 @@ from bridge.views import (
     pair_digest,
     pair_view,
     prompt_for,
+    shown_sides,
     task_digest,
     task_view,
 )
-from teacher_torch.fill import Item, describe_speed, fill, plan_batches
+from teacher_torch.estimate import check_fits, describe, estimate_seconds, estimate_size
+from teacher_torch.fill import Item, describe_speed, fill, merge_identical, plan_batches
 from teacher_torch.gr00t_config import Size
 from teacher_torch.ranks import finish_ranks, rank_device, start_ranks
 from teacher_torch.teachers import Dtype, Name, load_teacher
@@ -61,11 +65,23 @@ class ExtractConfig:
     """text after the pictures; {task_id} is replaced, which leaks it and is for parity only"""
     batch_size: int = 1
     """views a call; like lengths share one"""
+    encoding: Encoding = field(default_factory=Encoding)
+    only: tuple[str, ...] = ()
+    """extract these examples and no others, such as 8be77c9e_train_0; empty: all"""
+    dry_run: bool = False
+    """say what the dump would take, in bytes and hours, and stop"""
+    accept_code: bool = False
+    """go on with a store that another version of this code filled"""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if self.view == "pair" and self.encoding.tokens != "all":
+            raise ValueError(
+                f"encoding.tokens: expected all with the pair view, whose frames are cut into "
+                f"tiles; got {self.encoding.tokens}"
+            )
 
 
 def main(config: ExtractConfig) -> None:
@@ -75,7 +91,9 @@ def main(config: ExtractConfig) -> None:
     weights. A run that was stopped goes on with the first missing example when started again.
     Under torchrun, ranks share one store and take disjoint examples.
     """
-    items = [item for task in config.tasks.load().values() for item in items_of(task, config)]
+    tasks = config.tasks.load()
+    items = merge_identical(item for task in tasks.values() for item in items_of(task, config))
+    check_only(config.only, items)
     rank, world = start_ranks()
     batches = plan_batches(items, config.batch_size)[rank::world]
 
@@ -88,6 +106,16 @@ def main(config: ExtractConfig) -> None:
     )
     say = print if rank == 0 else lambda _: None
     say(f"teacher: {teacher.name}, {teacher.weights}, F = {teacher.feature_width}")
+    missing = missing_items(config, items)
+    size, free = estimate_size(teacher, missing, config.encoding), free_space(config.out)
+    if config.dry_run:
+        wanted = {item.view_digest for item in missing}
+        todo = [batch for batch in batches if any(i.view_digest in wanted for i in batch)]
+        say(describe(size, config.encoding, free, estimate_seconds(teacher, todo)))
+    if warning := check_fits(size, free, config.out):
+        say(warning)
+    if config.dry_run:
+        return
     golden = check_teacher(teacher)
     store = FeatureStore.create(
         config.out,
@@ -100,19 +128,57 @@ def main(config: ExtractConfig) -> None:
             "cell_px": TASK_CELL_PX if config.view == "task" else PAIR_CELL_PX,
         },
         golden,
+        config.encoding,
+        accept_code=config.accept_code,
     )
-    if rank == 0:
-        store.write_config(configs.to_yaml(config))
-    own = fill(store, teacher, batches, quiet=rank > 0)
+    if rank == 0 and not config.only:
+        store.write_config(configs.to_yaml(replace(config, accept_code=False)))
+    own = fill(store, teacher, batches, only=config.only, quiet=rank > 0)
     ranks = finish_ranks(world, own)
     if rank == 0:
         say(describe_speed(ranks))
-        store = FeatureStore(config.out)  # with what the other ranks wrote
-        tokens = store.write_statistics().num_tokens
-        width = store.feature_width
-        say(
-            f"store: {config.out}: {len(store.records)} examples, {tokens} tokens, bf16[S, {width}]"
-        )
+        say(finish(FeatureStore(config.out), items))  # opened again, with what other ranks wrote
+
+
+def finish(store: FeatureStore, items: Sequence[Item]) -> str:
+    """Writes the statistics if every example is there; returns what to tell."""
+    names = [name for item in items for name in item.missing_from(store)]
+    if names:
+        return f"store: {store.path}: {len(store)} examples; {len(names)} are still missing"
+    tokens, width = store.write_statistics().num_tokens, store.feature_width
+    kept = "" if store.encoding.tokens == "all" else f" {store.encoding.tokens}"
+    return (
+        f"store: {store.path}: {len(store)} examples, {tokens}{kept} tokens, "
+        f"{store.encoding.values}[S, {width}]"
+    )
+
+
+def missing_items(config: ExtractConfig, items: Sequence[Item]) -> list[Item]:
+    """Returns the items that this run has to extract, without touching the store."""
+    wanted = set(config.only)
+    chosen = [item for item in items if not wanted or wanted & set(item.example_ids)]
+    try:
+        store = FeatureStore(config.out)
+    except InputError:  # none yet; one that is there but broken is refused when it is written to
+        return chosen
+    return [i for i in chosen if i.missing_from(store) and i.view_digest not in store.views]
+
+
+def check_only(only: Sequence[str], items: Sequence[Item]) -> None:
+    """Refuses examples that the chosen tasks do not have.
+
+    Raises:
+        InputError: naming the first.
+    """
+    known = {name for item in items for name in item.example_ids}
+    for name in only:
+        if name not in known:
+            raise InputError(f"--only: expected an example of the chosen tasks, got {name}")
+
+
+def free_space(path: str) -> int | None:
+    """Returns the bytes free where a store lies or will lie, None where nobody can tell."""
+    return storage.free_bytes(storage.open_kvstore(path))
 
 
 def items_of(task: Task, config: ExtractConfig) -> list[Item]:
@@ -121,16 +187,21 @@ def items_of(task: Task, config: ExtractConfig) -> list[Item]:
     if config.view == "task":
         return [
             Item(
-                q.example_id,
-                task_digest(q, prompt),
-                2 * len(q.demonstrations) + 1,
-                partial(task_view, q, prompt),
+                (question.example_id,),
+                task_digest(question, prompt),
+                shown_sides(question),
+                partial(task_view, question, prompt),
             )
-            for q in all_questions(task)
+            for question in all_questions(task)
         ]
     names = [f"{task.task_id}_train_{i}" for i in range(len(task.demonstrations))]
     return [
-        Item(name, pair_digest(pair, prompt), 2, partial(pair_view, name, pair, prompt))
+        Item(
+            (name,),
+            pair_digest(pair, prompt),
+            (pair.input.shape, pair.output.shape),
+            partial(pair_view, name, pair, prompt),
+        )
         for name, pair in zip(names, task.demonstrations, strict=True)
     ]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from bridge.stop import Stop
 from bridge.store import FeatureStore
 from bridge.views import View
 
@@ -20,21 +21,43 @@ AHEAD = 2  # batches prepared, and batches waiting to be written
 
 @dataclass(frozen=True)
 class Item:
-    """An example to extract. Its view is drawn when needed: all of them would fill the memory."""
+    """A view to extract, and the examples that show it.
 
-    example_id: str
-    shown_digest: str
-    num_frames: int
+    It is drawn when needed: all of them would fill the memory.
+    """
+
+    example_ids: tuple[str, ...]
+    view_digest: str
+    grids: tuple[tuple[int, int], ...]  # rows and columns of each frame's grid
     view: Callable[[], View]
+
+    def missing_from(self, store: FeatureStore) -> list[str]:
+        """Returns the examples that a store lacks, or holds of a task that changed since."""
+        records = store.records
+        return [
+            name
+            for name in self.example_ids
+            if name not in records or records[name].view_digest != self.view_digest
+        ]
+
+
+def merge_identical(items: Iterable[Item]) -> list[Item]:
+    """Returns one item for each distinct view: the teacher sees it once."""
+    merged: dict[str, Item] = {}
+    for item in items:
+        first = merged.get(item.view_digest)
+        names = (*first.example_ids, *item.example_ids) if first else item.example_ids
+        merged[item.view_digest] = replace(first or item, example_ids=names)
+    return list(merged.values())
 
 
 def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
-    """Groups examples of like length.
+    """Groups views of like length.
 
     The plan depends on the whole list, never on what is already done: a batch's arithmetic, and so
     its bytes, are the same in a resumed run as in an unbroken one.
     """
-    ordered = sorted(items, key=lambda item: (item.num_frames, item.example_id))
+    ordered = sorted(items, key=lambda item: (len(item.grids), item.example_ids))
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
 
 
@@ -42,29 +65,39 @@ def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
 class Throughput:
     """How fast one rank was."""
 
-    num_examples: int
+    num_views: int
     seconds: float
     bare_forward_seconds: float
 
 
 def fill(
-    store: FeatureStore, teacher: Any, batches: Sequence[Sequence[Item]], *, quiet: bool
+    store: FeatureStore,
+    teacher: Any,
+    batches: Sequence[Sequence[Item]],
+    *,
+    only: Sequence[str] = (),
+    quiet: bool,
 ) -> Throughput:
-    """Extracts what the store lacks.
+    """Extracts what the store lacks; the teacher runs once for each missing view.
 
     While the teacher runs, one thread draws and tokenises the next views and another writes the
-    last features. An example whose task changed since it was written counts as missing.
+    last features.
+
+    Args:
+        store: to fill.
+        teacher: a `Teacher`.
+        batches: from `plan_batches`.
+        only: these examples and no others; empty: all.
+        quiet: show no progress.
+
+    Raises:
+        KeyboardInterrupt: when asked to stop, after the batch in hand is stored.
     """
-
-    def is_there(item: Item) -> bool:
-        record = store.records.get(item.example_id)
-        return record is not None and record.shown_digest == item.shown_digest
-
-    missing = {i.example_id for batch in batches for i in batch if not is_there(i)}
-    todo = [batch for batch in batches if any(i.example_id in missing for i in batch)]
+    missing = link_known_views(store, [item for batch in batches for item in batch], only)
+    todo = [batch for batch in batches if any(item.view_digest in missing for item in batch)]
     total = sum(map(len, batches))
     progress = tqdm(
-        desc="extract", unit="example", total=total, initial=total - len(missing), disable=quiet
+        desc="extract", unit="view", total=total, initial=total - len(missing), disable=quiet
     )
 
     def prepare(batch: Sequence[Item]) -> Any:
@@ -72,14 +105,18 @@ def fill(
 
     def write(batch: Sequence[Item], output: Any) -> None:
         for row, item in enumerate(batch):
-            if item.example_id in missing:
-                features, frames = output.example(row), output.frames[row]
-                store.append(item.example_id, features, frames, item.shown_digest)
+            if names := missing.get(item.view_digest):
+                store.append(names, output.example(row), output.frames[row], item.view_digest)
                 progress.update()
 
     started = time.perf_counter()
     seconds: list[float] = []  # of each forward
-    with progress, ThreadPoolExecutor(1) as preparer, ThreadPoolExecutor(1) as writer:
+    with (
+        Stop() as stop,
+        progress,
+        ThreadPoolExecutor(1) as preparer,
+        ThreadPoolExecutor(1) as writer,
+    ):
         upcoming = deque(preparer.submit(prepare, batch) for batch in todo[:AHEAD])
         writing: deque[Future[None]] = deque()
         for i, batch in enumerate(todo):
@@ -94,9 +131,33 @@ def fill(
             output = teacher.forward(inputs)
             seconds.append(time.perf_counter() - before)
             writing.append(writer.submit(write, batch, output))
+            if stop.requested:
+                break
         for pending in writing:
             pending.result()
+    if stop.requested:
+        raise KeyboardInterrupt
     return Throughput(len(missing), time.perf_counter() - started, bare_seconds(todo, seconds))
+
+
+def link_known_views(
+    store: FeatureStore, items: Iterable[Item], only: Sequence[str]
+) -> dict[str, list[str]]:
+    """Acknowledges missing examples whose view is stored already.
+
+    Returns:
+        view_digest -> missing examples, of the views that the teacher has to see.
+    """
+    known, wanted = store.views, set(only)
+    missing: dict[str, list[str]] = {}
+    for item in items:
+        names = [n for n in item.missing_from(store) if not wanted or n in wanted]
+        if names and item.view_digest in known:
+            for name in names:
+                store.link(name, known[item.view_digest])
+        elif names:
+            missing[item.view_digest] = names
+    return missing
 
 
 def bare_seconds(todo: Sequence[Sequence[Item]], seconds: Sequence[float]) -> float:
@@ -104,13 +165,13 @@ def bare_seconds(todo: Sequence[Sequence[Item]], seconds: Sequence[float]) -> fl
 
     The last one ran so; those of the same size before it say how much company costs.
     """
-    if not todo:
+    if not seconds:
         return 0.0
-    size = (len(todo[-1]), todo[-1][0].num_frames)
+    size = (len(todo[-1]), len(todo[-1][0].grids))
     alike = [
         taken
         for batch, taken in zip(todo[:-1], seconds[:-1], strict=True)
-        if (len(batch), batch[0].num_frames) == size
+        if (len(batch), len(batch[0].grids)) == size
     ][-8:]
     company = max(1.0, float(np.median(alike)) / seconds[-1]) if alike else 1.0
     return sum(seconds) / company
@@ -118,9 +179,9 @@ def bare_seconds(todo: Sequence[Sequence[Item]], seconds: Sequence[float]) -> fl
 
 def describe_speed(ranks: Sequence[Throughput]) -> str:
     """Says how fast the ranks were, and how much of that storing and preparing cost."""
-    examples = sum(rank.num_examples for rank in ranks)
-    if not examples:
+    views = sum(rank.num_views for rank in ranks)
+    if not views:
         return "nothing was missing"
     slowest = max(rank.seconds for rank in ranks)
     share = sum(r.bare_forward_seconds for r in ranks) / sum(r.seconds for r in ranks)
-    return f"{examples / slowest:.2f} examples/s, {share:.0%} of the bare teacher's throughput"
+    return f"{views / slowest:.2f} views/s, {share:.0%} of the bare teacher's throughput"

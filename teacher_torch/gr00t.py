@@ -25,6 +25,14 @@ class Gr00tTeacher:
     """
 
     name = "gr00t-n1.5"
+    code: tuple[str, ...] = (
+        "gr00t_config",
+        "tokenizer",
+        "processor",
+        "weights",
+        "backbone",
+        "gr00t",
+    )
 
     def __init__(
         self,
@@ -47,6 +55,10 @@ class Gr00tTeacher:
     def prepare(self, views: Sequence[View]) -> BackboneInputs:
         """Turns views into pixels and tokens, on the CPU; may run beside `forward`."""
         return self.processor.prepare(views)
+
+    def num_tokens(self, inputs: BackboneInputs) -> int:
+        """Counts the tokens of one prepared view."""
+        return inputs.input_ids.shape[1]
 
     def forward(self, inputs: BackboneInputs) -> TeacherOutput:
         """Runs the backbone on prepared views."""

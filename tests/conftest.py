@@ -110,7 +110,7 @@ def train_dict(task_folder, store, out, **changes):
         *path, last = key.split(".")
         place = value
         for part in path:
-            place = place[part]
+            place = place.setdefault(part, {})
         place[last] = item
     return value
 

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 
 COMMANDS = [
     "teacher_torch.extract",
+    "bridge.store",
     "student_jax.train",
     "student_jax.solve",
     "student_jax.evaluate",
@@ -23,7 +24,8 @@ EDGES = {"bridge.from_torch", "bridge.to_jax"}
 
 
 def modules_of(package):
-    return [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [module.name for module in found]
 
 
 @pytest.mark.parametrize(

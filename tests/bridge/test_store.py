@@ -1,83 +1,153 @@
+import json
 import threading
 
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from bridge.errors import InputError
 from bridge.store import FeatureStore, FrameTokens
-
-PROVENANCE = {"feature_width": 4, "teacher": "t", "view": "task"}
-FRAMES = (FrameTokens("query", -1, 3, 2, 20),)
-
-
-def bf16(rng, tokens, width=4):
-    bits = rng.integers(0, 2**16, (tokens, width)).astype(np.uint16)
-    return bits.view(ml_dtypes.bfloat16)
+from bridge.store.cache import MappedCache, RamCache
+from bridge.store.provenance import code_digest
+from tests.bridge.stores import PROVENANCE, WIDTH, append, digest_of, frames_of, make_store, noise
 
 
 @pytest.fixture
 def store(tmp_path):
-    store = FeatureStore.create(tmp_path / "s", PROVENANCE)
-    rng = np.random.default_rng(0)
-    for i, tokens in enumerate((3, 5, 1)):
-        store.append(
-            f"a_train_{i}", rng.normal(size=(tokens, 4)).astype(ml_dtypes.bfloat16), FRAMES
-        )
-    return store
+    return make_store(tmp_path / "s")
 
 
-def test_features_come_back_bit_for_bit(tmp_path):
+def test_every_finite_value_comes_back_bit_for_bit(tmp_path):
+    every = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    every = every[np.abs(every.astype(np.float32)) < 1e18]  # squares must fit f32
+    every = every[: len(every) // WIDTH * WIDTH].reshape(-1, WIDTH)
     store = FeatureStore.create(tmp_path / "s", PROVENANCE)
-    every = np.arange(2**16, dtype=np.uint16).reshape(-1, 4).view(ml_dtypes.bfloat16)
-    store.append("all_train_0", every, FRAMES)
+    store.append("all_train_0", every, frames_of((3, 2)), digest_of("all"))
     again = FeatureStore(tmp_path / "s")
     np.testing.assert_array_equal(again.read("all_train_0").view(np.uint16), every.view(np.uint16))
-    assert again.record("all_train_0").frames == FRAMES
+    assert again.record("all_train_0").frames == frames_of((3, 2))
 
 
 def test_all_zero_features_are_stored_not_assumed(tmp_path):
     store = FeatureStore.create(tmp_path / "s", PROVENANCE)
-    store.append("z_train_0", np.zeros((2, 4), ml_dtypes.bfloat16), FRAMES)
-    assert (tmp_path / "s/examples/z_train_0/c/0/0").is_file()
+    zeros = np.zeros((300, WIDTH), ml_dtypes.bfloat16)
+    store.append("z_train_0", zeros, frames_of((3, 2)), digest_of("z"))
+    assert (tmp_path / "s/views" / digest_of("z") / "values/c/0/0").is_file()
     assert (store.read("z_train_0") == 0).all()
 
 
-def chunk(store, name="a_train_0"):
-    from pathlib import Path
-
-    return Path(store.path) / f"examples/{name}/c/0/0"
-
-
-@pytest.mark.parametrize("fault", ["flip", "truncate", "empty", "missing"])
-def test_damaged_chunk_is_an_error_naming_the_example(store, fault):
-    path = chunk(store)
-    data = bytearray(path.read_bytes())
-    if fault == "flip":
-        data[7] ^= 1
-    if fault == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(bytes(data[: {"flip": None, "truncate": 5, "empty": 0}[fault]]))
-    with pytest.raises(InputError, match="example a_train_0 is damaged"):
-        FeatureStore(store.path).read("a_train_0")
+def test_another_zarr_reader_needs_nothing_of_ours(store, tmp_path):
+    folder = tmp_path / "s/views" / digest_of("a1_train_0") / "values"
+    array = ts.open({"driver": "zarr3", "kvstore": f"file://{folder}/"}).result()
+    np.testing.assert_array_equal(
+        array[...].read().result().view(np.uint16), noise(1, 301).view(np.uint16)
+    )
 
 
-def test_example_without_manifest_entry_does_not_count_and_is_written_again(store):
-    from pathlib import Path
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused_and_not_acknowledged(store, value):
+    bad = noise(0, 300)
+    bad[7, 3] = value
+    with pytest.raises(InputError, match="features of b_train_0: not finite"):
+        store.append("b_train_0", bad, frames_of((3, 2)), digest_of("b"))
+    assert len(FeatureStore(store.path)) == 3
 
-    (Path(store.path) / "manifest/a_train_0.json").unlink()
+
+def test_indexing_length_and_subsets_by_task(store):
+    assert len(store) == 3
+    assert store.ids == ["a0_train_0", "a1_train_0", "a2_train_0"]
+    np.testing.assert_array_equal(store[1], store["a1_train_0"])
+    some = store.of_tasks({"a2", "a0", "other"})
+    assert some.ids == ["a0_train_0", "a2_train_0"]
+    assert len(store) == 3
+    with pytest.raises(IndexError):
+        some[2]
+
+
+def test_batches_are_padded_to_a_bucket(store):
+    features, mask = store.batch(["a2_train_0", "a0_train_0"], bucket=64)
+    assert features.shape == (2, 320, WIDTH)
+    assert mask.sum(1).tolist() == [302, 300]
+    np.testing.assert_array_equal(features[0][mask[0]], store[2])
+    assert (features[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("cache", ["ram", "none", "folder"])
+def test_caches_change_nothing_but_who_decodes(store, tmp_path, cache, monkeypatch):
+    cached = FeatureStore(store.path, str(tmp_path / "c") if cache == "folder" else cache)
+    decoded = []
+    decode = type(store.encoding).decode
+    monkeypatch.setattr(
+        type(store.encoding), "decode", lambda self, a: decoded.append(1) or decode(self, a)
+    )
+    for _ in range(2):
+        for i in range(3):
+            np.testing.assert_array_equal(cached[i].view(np.uint16), noise(i, 300 + i).view("u2"))
+    assert len(decoded) == (6 if cache == "none" else 3)
+    if cache != "none":
+        with pytest.raises(ValueError, match="read-only"):
+            cached[0][0, 0] = 1
+
+
+def test_ram_cache_keeps_what_came_first_and_never_more_than_it_may():
+    cache = RamCache(300)
+    make = lambda: np.zeros(100, np.uint16)  # 200 bytes  # noqa: E731
+    first = cache.get("a", make)
+    assert cache.get("b", make) is not cache.get("b", make)
+    assert cache.get("a", make) is first
+    assert cache.has("a")
+    assert not cache.has("b")
+
+
+def test_mapped_cache_makes_a_cut_file_again(tmp_path):
+    cache = MappedCache(tmp_path)
+    features = noise(0, 5)
+    cache.get("d", lambda: features)
+    path = tmp_path / "d.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    np.testing.assert_array_equal(MappedCache(tmp_path).get("d", lambda: features), features)
+
+
+def test_identical_views_are_stored_once(tmp_path):
+    store = FeatureStore.create(tmp_path / "s", PROVENANCE)
+    features = noise(0, 300)
+    names = ["a_train_0", "b_train_0"]
+    store.append(names, features, frames_of((3, 2)), digest_of("same"))
+    store.link("c_train_0", store.record("a_train_0"))
+    again = FeatureStore(store.path)
+    assert again.ids == [*names, "c_train_0"]
+    assert len(list((tmp_path / "s/views").iterdir())) == len(again.views) == 1
+    for name in again.ids:
+        np.testing.assert_array_equal(again[name], features)
+
+
+def test_example_without_manifest_entry_does_not_count_and_is_written_again(store, tmp_path):
+    (tmp_path / "s/manifest/a0_train_0.json").unlink()
     again = FeatureStore.create(store.path, PROVENANCE)
-    assert sorted(again.records) == ["a_train_1", "a_train_2"]
-    again.append("a_train_0", np.ones((9, 4), ml_dtypes.bfloat16), FRAMES)
-    assert FeatureStore(store.path).read("a_train_0").shape == (9, 4)
+    assert again.ids == ["a1_train_0", "a2_train_0"]
+    append(again, "a0_train_0", seed=9)
+    np.testing.assert_array_equal(FeatureStore(store.path)["a0_train_0"], noise(9, 300))
 
 
-def test_lock_file_of_a_killed_writer_is_ignored(store):
-    from pathlib import Path
+def test_appending_forgets_what_was_true_of_fewer_examples(store):
+    store.write_statistics()
+    assert FeatureStore(store.path).is_complete
+    append(FeatureStore(store.path), "b_train_0")
+    assert not FeatureStore(store.path).is_complete
 
-    (Path(store.path) / "manifest/a_train_9.json.__lock").write_bytes(b"")
-    assert len(FeatureStore(store.path).records) == 3
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((2, WIDTH), np.float32), np.zeros((2, WIDTH + 1), ml_dtypes.bfloat16)]
+)
+def test_append_refuses_other_shapes_and_dtypes(store, bad):
+    with pytest.raises(ValueError, match=rf"expected bfloat16 \[S, {WIDTH}\]"):
+        store.append("b_train_0", bad, (), digest_of("b"))
+
+
+def test_frames_that_end_after_the_tokens_are_refused(store):
+    with pytest.raises(ValueError, match="its tokens end after the example's 200"):
+        store.append("b_train_0", noise(0, 200), frames_of((3, 2)), digest_of("b"))
 
 
 def test_other_provenance_is_refused_naming_the_field(store):
@@ -85,29 +155,39 @@ def test_other_provenance_is_refused_naming_the_field(store):
         FeatureStore.create(store.path, {**PROVENANCE, "teacher": "u"})
 
 
-def test_statistics_equal_numpy_in_f64(store):
-    got = store.write_statistics()
-    values = np.concatenate([store.read(name) for name in sorted(store.records)]).astype(np.float64)
-    np.testing.assert_allclose(got.mean, values.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(got.std, values.std(0), rtol=1e-6)
-    assert got.num_tokens == 9
+def test_other_code_is_refused_until_it_is_accepted(store):
+    changed = {**PROVENANCE, "code": ["1" * 16]}
+    with pytest.raises(InputError, match=r"code: expected \['1+'\], got .*--accept_code True"):
+        FeatureStore.create(store.path, changed)
+    accepted = FeatureStore.create(store.path, changed, accept_code=True)
+    assert accepted.provenance["code"] == ["0" * 16, "1" * 16]
+    FeatureStore.create(store.path, changed)  # from now on
+    FeatureStore.create(store.path, PROVENANCE)
 
 
-def test_unfinished_store_and_missing_things_say_what_to_do(store, tmp_path):
-    with pytest.raises(InputError, match="run the extract command again"):
-        store.statistics()
+def test_code_digest_follows_the_source(tmp_path, monkeypatch):
+    (tmp_path / "some_module.py").write_text("a = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = code_digest(["some_module"])
+    assert before == code_digest(["some_module"])
+    (tmp_path / "some_module.py").write_text("a = 2\n")
+    assert before != code_digest(["some_module"])
+
+
+def test_store_of_another_schema_is_refused(store, tmp_path):
+    path = tmp_path / "s/store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 1}))
+    with pytest.raises(InputError, match="schema: expected 2, got 1"):
+        FeatureStore(store.path)
+
+
+def test_missing_things_say_what_to_do(store, tmp_path):
     with pytest.raises(InputError, match="expected the example b_test_0"):
         store.read("b_test_0")
     with pytest.raises(InputError, match=r"write one with python -m teacher_torch\.extract"):
         FeatureStore(tmp_path / "none")
-
-
-@pytest.mark.parametrize(
-    "bad", [np.zeros((2, 4), np.float32), np.zeros((2, 5), ml_dtypes.bfloat16)]
-)
-def test_append_refuses_other_shapes_and_dtypes(store, bad):
-    with pytest.raises(ValueError, match=r"expected bfloat16 \[S, 4\]"):
-        store.append("b_train_0", bad, FRAMES)
+    with pytest.raises(InputError, match="expected a folder, a kvstore URL"):
+        FeatureStore("nothing://at/all")
 
 
 def test_of_two_writers_that_start_together_one_makes_the_store(tmp_path):
@@ -129,3 +209,10 @@ def test_of_two_writers_that_start_together_one_makes_the_store(tmp_path):
         thread.join()
     assert sorted(outcomes)[0] == "refused"
     assert FeatureStore(tmp_path / "s").provenance["teacher"] == sorted(outcomes)[1]
+
+
+def test_a_frame_of_several_tiles_keeps_its_place(tmp_path):
+    frame = FrameTokens("input", 0, 30, 30, 2, tile_rows=1, tile_cols=2)
+    store = FeatureStore.create(tmp_path / "s", PROVENANCE)
+    store.append("p_train_0", noise(0, 2 + 3 * 256), [frame], digest_of("p"))
+    assert FeatureStore(store.path).record("p_train_0").frames == (frame,)

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from student_jax.batch import Batch, Statistics, standardise
+from bridge.scaling import Scaling
+from student_jax.batch import Batch, scale_teacher
 from student_jax.config import LossConfig
 from student_jax.losses import (
     cosine_distance,
@@ -107,8 +108,8 @@ def test_standardise_makes_a_student_that_says_zero_cost_one_per_channel():
     scale = np.array([1.0, 10.0, 1000.0, 0.1], np.float32)
     spread = Batch(**{**batch.__dict__, "teacher": batch.teacher * scale + 7 * scale})
     values = spread.teacher.reshape(-1, 4)
-    statistics = Statistics(mean=values.mean(0), std=values.std(0))
-    standard = standardise(spread, statistics).teacher
+    scaling = Scaling(mean=values.mean(0), std=values.std(0))
+    standard = scale_teacher(spread, scaling).teacher
     np.testing.assert_allclose(standard.reshape(-1, 4).mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(standard.reshape(-1, 4).std(0), 1, rtol=1e-3)
     assert float(squared_error(jnp.zeros_like(standard), standard).mean()) == pytest.approx(

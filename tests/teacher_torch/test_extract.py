@@ -1,5 +1,5 @@
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -11,10 +11,11 @@ import pytest
 
 from bridge import config as configs
 from bridge.errors import InputError
-from bridge.store import FeatureStore
+from bridge.store import Encoding, FeatureStore
 from teacher_torch import gr00t
 from teacher_torch.extract import ExtractConfig, main
 from tests.conftest import ROOT
+from tests.test_walls import invoke
 
 
 def contents(folder):
@@ -64,21 +65,201 @@ def test_interrupted_extract_goes_on_to_the_same_bytes(
     assert contents(config.out) == contents(store_path)
 
 
-def test_killed_extract_goes_on_to_the_same_bytes(store_path, extract_config, tmp_path):
-    out = tmp_path / "killed"
-    command = [sys.executable, "-m", "teacher_torch.extract"]
-    command += ["--out", str(out), "--tasks.source", extract_config.tasks.source]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(out.glob("manifest/*.json"))) < 3:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 3 <= len(list(out.glob("manifest/*.json"))) < 18
-    main(replace(extract_config, out=str(out)))
+# Fills one store again and again, forking a child for each attempt: a child starts at once, so that
+# a kill can strike anywhere. The parent reads manifest files by hand: TensorStore forbids forks of
+# a process that has used it.
+KILLED = """
+import json, os, pathlib, random, signal, sys, time
+import torch
+from teacher_torch import gr00t
+from teacher_torch.extract import ExtractConfig, main
+from bridge.task_set import TaskSet
+out, source, calls = sys.argv[1:]
+config = ExtractConfig(out=out, tasks=TaskSet(source=source))
+forward = gr00t.Gr00tTeacher.forward
+random.seed(0)
+
+def acknowledged():
+    entries = pathlib.Path(out).glob("manifest/*.json")
+    return {path.name: json.loads(path.read_text())["digest"] for path in entries}
+
+def extract():
+    torch.set_num_threads(1)
+    def counted(self, inputs):
+        with open(calls, "a") as file:
+            file.write("x")
+        return forward(self, inputs)
+    gr00t.Gr00tTeacher.forward = counted
+    main(config)
+    os._exit(0)
+
+for attempt in range(100):
+    before = acknowledged()
+    open(calls, "w").close()
+    child = os.fork()
+    if child == 0:
+        extract()
+    grown, done = len(before) + random.randint(0, 1), 0
+    while not done and (attempt >= 10 or len(acknowledged()) < grown):
+        done, status = os.waitpid(child, os.WNOHANG)
+    if not done:
+        time.sleep(random.uniform(0, 0.08))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    now = acknowledged()
+    assert before.items() <= now.items(), "lost or changed an acknowledged example"
+    if done:
+        assert status == 0, status
+        checks = 4
+        assert len(open(calls).read()) == checks + 18 - len(before), "not once per missing view"
+        print(attempt, "kills")
+        break
+else:
+    sys.exit("did not end")
+"""
+
+
+def test_kills_at_random_points_lose_nothing_and_end_in_the_same_bytes(
+    store_path, extract_config, tmp_path
+):
+    out, calls = tmp_path / "killed", tmp_path / "calls"
+    arguments = [str(out), extract_config.tasks.source, str(calls)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-2]) > 4, "too few kills struck"
     assert contents(out) == contents(store_path)
 
 
-def test_sigterm_stops_with_a_word_and_leaves_whole_examples(extract_config, tmp_path):
+def test_views_shown_twice_are_extracted_once(extract_config, task_folder, tmp_path, monkeypatch):
+    """Two tasks with the same grids; a third joins when the first two are done."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name in ("1a", "2a"):
+        shutil.copy(task_folder / "1a.json", folder / f"{name}.json")
+    config = replace(
+        extract_config,
+        out=str(tmp_path / "s"),
+        tasks=replace(extract_config.tasks, source=str(folder)),
+    )
+    calls = []
+    forward = gr00t.Gr00tTeacher.forward
+    monkeypatch.setattr(
+        gr00t.Gr00tTeacher, "forward", lambda self, x: calls.append(1) or forward(self, x)
+    )
+    main(config)
+    checks = 4
+    assert len(calls) == 3 + checks
+    shutil.copy(task_folder / "1a.json", folder / "3a.json")
+    main(config)
+    assert len(calls) == 3 + 2 * checks
+    store = FeatureStore(config.out)
+    assert len(store) == 9
+    assert len(store.views) == 3
+    np.testing.assert_array_equal(store["1a_train_1"], store["3a_train_1"])
+
+
+def test_only_some_examples_leave_the_rest_missing(store_path, extract_config, tmp_path, capsys):
+    config = replace(extract_config, out=str(tmp_path / "s"), only=("1b_train_1", "1d_test_0"))
+    main(config)
+    assert "2 examples; 16 are still missing" in capsys.readouterr().out
+    store = FeatureStore(config.out)
+    assert store.ids == ["1b_train_1", "1d_test_0"]
+    assert not store.is_complete
+    main(replace(config, only=()))
+    assert contents(config.out) == contents(store_path)
+    with pytest.raises(InputError, match="--only: expected an example of the chosen tasks, got x"):
+        main(replace(config, only=("x",)))
+
+
+def test_repair_extracts_only_what_is_damaged(store_path, extract_config, tmp_path):
+    out = tmp_path / "s"
+    shutil.copytree(store_path, out)
+    store = FeatureStore(out)
+    values = "values/c/0/0"
+    flipped = out / "views" / store.record("1c_test_0").view_digest / values
+    data = bytearray(flipped.read_bytes())
+    data[100] ^= 8
+    flipped.write_bytes(data)
+    (out / "manifest/1e_train_0.json").write_text("{")
+    kept = out / "views" / store.record("1a_test_0").view_digest / values
+    before = kept.stat().st_mtime_ns
+    found = invoke("bridge.store", "verify", str(out))
+    assert found.returncode == 1
+    assert "damaged: 1c_test_0: DATA_LOSS" in found.stdout
+    assert "damaged: 1e_train_0: manifest entry is not readable" in found.stdout
+    assert "16 of 18 examples are as they were written" in found.stdout
+    done = invoke("bridge.store", "repair", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "taken out: 2 examples" in done.stdout
+    assert contents(out) == contents(store_path)
+    assert kept.stat().st_mtime_ns == before
+    assert invoke("bridge.store", "verify", str(out)).returncode == 0
+
+
+def test_store_commands_say_what_is_there(store_path):
+    info = invoke("bridge.store", "info", str(store_path)).stdout
+    for text in ("gr00t-n1.5: random weights, tiny, seed 0", "18 of 6 tasks, 18 distinct", "bf16"):
+        assert text in info
+    stats = invoke("bridge.store", "stats", str(store_path)).stdout
+    assert "the top 8 channels hold" in stats
+    missing = invoke("bridge.store", "verify", "none")
+    assert missing.returncode == 2
+    assert "store none: expected a feature store, got none" in missing.stderr
+
+
+def test_dry_run_says_size_and_time_and_writes_nothing(extract_config, tmp_path, capsys):
+    out = tmp_path / "s"
+    main(replace(extract_config, out=str(out), dry_run=True))
+    told = capsys.readouterr().out
+    assert "18 to extract" in told
+    assert "time:" in told
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("tokens", ["all", "shown", "pooled"])
+@pytest.mark.parametrize("values", ["bf16", "fp8"])
+def test_size_estimated_is_the_size_stored(
+    extract_config, store_path, tmp_path, capsys, tokens, values
+):
+    encoding = Encoding(tokens=tokens, values=values)
+    config = replace(extract_config, out=str(tmp_path / "s"), encoding=encoding)
+    main(replace(config, dry_run=True))
+    told = capsys.readouterr().out
+    main(config)
+    store = FeatureStore(config.out)
+    kept = sum(record.num_tokens for record in store.records.values())
+    assert f"18 to extract, {kept:,} tokens to keep" in told
+    arrays = [path.stat().st_size for path in Path(config.out).rglob("c/*") if path.is_file()]
+    arrays += [path.stat().st_size for path in Path(config.out).rglob("c/0/*")]
+    most = sum(encoding.num_bytes(r.num_tokens, 64) for r in store.records.values())
+    assert f"at most {most:,}" in told
+    assert sum(arrays) < most * 1.05 + 100 * len(arrays)
+    assert store.is_complete
+
+
+def test_dump_that_cannot_fit_is_refused_before_the_teacher_runs(
+    extract_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("teacher_torch.extract.free_space", lambda _: 1000)
+    monkeypatch.setattr(gr00t.Gr00tTeacher, "forward", None)
+    with pytest.raises(InputError, match=r"needs about [\d,]+ bytes, 1,000 are free; free some"):
+        main(replace(extract_config, out=str(tmp_path / "s")))
+    assert not (tmp_path / "s").exists()
+
+
+def test_pair_view_is_only_stored_whole():
+    with pytest.raises(ValueError, match=r"encoding.tokens: expected all with the pair view"):
+        ExtractConfig(view="pair", encoding=Encoding(tokens="pooled"))
+
+
+def test_sigterm_finishes_what_is_in_hand_and_leaves_whole_examples(extract_config, tmp_path):
     out = tmp_path / "stopped"
     command = [sys.executable, "-m", "teacher_torch.extract"]
     command += ["--out", str(out), "--tasks.source", extract_config.tasks.source]
@@ -88,7 +269,11 @@ def test_sigterm_stops_with_a_word_and_leaves_whole_examples(extract_config, tmp
     process.terminate()
     _, errors = process.communicate()
     assert process.returncode == 130
+    assert "finishing what is in hand" in errors
     assert "stopped; extract and train go on when given again" in errors
+    assert not list(out.rglob("*.__lock"))
+    folders = {path.name for path in (out / "views").iterdir()}
+    assert folders == set(FeatureStore(out).views)  # nothing half done
     assert "Traceback" not in errors
     store = FeatureStore(out)
     assert 2 <= len(store.records) < 18

@@ -1,0 +1,344 @@
+"""Reads and appends examples; the package's docstring shows the layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from bridge.errors import InputError
+from bridge.store import storage
+from bridge.store.cache import make_cache
+from bridge.store.encoding import Encoding
+from bridge.store.provenance import (
+    SCHEMA,
+    check_golden,
+    check_provenance,
+    is_same_code,
+)
+from bridge.store.records import (
+    Features,
+    FrameTokens,
+    Record,
+    check_example_id,
+    check_frames,
+    read_record,
+)
+from bridge.store.statistics import Statistics, merge, statistics_of
+
+
+class FeatureStore:
+    """A store of teacher features. `store[i]` and `store["8be77c9e_test_0"]` are bf16[S, F]."""
+
+    def __init__(self, path: str | Path | ts.KvStore, cache: str = "none") -> None:
+        """Opens an existing store.
+
+        Args:
+            path: a folder, a kvstore URL such as gs://bucket/folder, a kvstore spec as JSON, or an
+                open kvstore.
+            cache: `ram` keeps what was decoded in up to half of the free memory; a folder keeps it
+                in memory-mapped files; `none` decodes on every read.
+
+        Raises:
+            InputError: if there is no store, or one of another schema.
+        """
+        self.kv = storage.open_kvstore(path)
+        self.path = self.kv.url if isinstance(path, ts.KvStore) else str(path)
+        text = storage.read_key(self.kv, "store.json")
+        if text is None:
+            raise InputError(
+                f"store {self.path}: expected a feature store, got none; "
+                "write one with python -m teacher_torch.extract"
+            )
+        self.provenance = _parse_provenance(text, self.path)
+        self.encoding = Encoding(**self.provenance["encoding"])
+        self.cache = make_cache(cache)
+        self.records: dict[str, Record] = {}
+        self.damaged: dict[str, str] = {}  # example_id -> what is wrong with its manifest entry
+        self._load_records()
+        self._appended = False
+
+    @staticmethod
+    def create(
+        path: str | Path | ts.KvStore,
+        provenance: Mapping[str, Any],
+        golden: dict[str, float] | None = None,
+        encoding: Encoding | None = None,
+        *,
+        accept_code: bool = False,
+    ) -> FeatureStore:
+        """Makes a store, or opens the one there if it is of the same provenance.
+
+        Args:
+            path: as for `FeatureStore`.
+            provenance: JSON values that say whose features of which views these are. It must hold
+                `feature_width`; `code` is a list of one digest.
+            golden: mean and std of the teacher's features on a fixed view. Rounding differs between
+                machines, so these may be a little apart; more means another computation.
+            encoding: what is kept of the features; all tokens in bf16 by default.
+            accept_code: go on with a store that other code wrote, and note that this one did too.
+
+        Raises:
+            InputError: if a store of another provenance is there, naming the first difference.
+        """
+        about = {"schema": SCHEMA, **provenance, "encoding": asdict(encoding or Encoding())}
+        wanted = json.loads(json.dumps(about))
+        kv = storage.open_kvstore(path)
+        there = kv.read("store.json").result()
+        if there.state != "value":
+            # Only if still missing: of two writers that start together, one makes the store and
+            # the other is held against it.
+            text = json.dumps({**wanted, "golden": golden}, indent=1)
+            kv.write("store.json", text, if_equal=there.stamp.generation).result()
+        store = FeatureStore(kv if isinstance(path, ts.KvStore) else path)
+        written_by = store.provenance.get("code")
+        if accept_code and not is_same_code(written_by, wanted.get("code")):
+            store.provenance["code"] = sorted({*(written_by or ()), *wanted["code"]})
+            storage.write_key(kv, "store.json", json.dumps(store.provenance, indent=1))
+        hint = "give another --out, or delete the store"
+        if not is_same_code(store.provenance.get("code"), wanted.get("code")):
+            hint += "; if the change cannot alter features, --accept_code True"
+        check_provenance(store.provenance, wanted, store.path, hint)
+        check_golden(store.provenance.get("golden"), golden, store.path)
+        return store
+
+    @property
+    def feature_width(self) -> int:
+        """`F`."""
+        return int(self.provenance["feature_width"])
+
+    @property
+    def ids(self) -> list[str]:
+        """The examples by name, sorted: `store[i]` is that of `ids[i]`."""
+        return list(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, which: int | str) -> Features:
+        return self.read(self.ids[which] if isinstance(which, int) else which)
+
+    def of_tasks(self, task_ids: Iterable[str]) -> FeatureStore:
+        """Returns the same store with only these tasks' examples; the cache is shared."""
+        wanted = set(task_ids)
+        subset = FeatureStore.__new__(FeatureStore)
+        subset.__dict__.update(self.__dict__)
+        subset.records = {n: r for n, r in self.records.items() if r.task_id in wanted}
+        return subset
+
+    def append(
+        self,
+        example_ids: str | Sequence[str],
+        features: Features,
+        frames: Iterable[FrameTokens],
+        view_digest: str,
+    ) -> None:
+        """Writes one view; when this returns it is durable and counted.
+
+        Args:
+            example_ids: the example, or all that show this same view; one already complete is
+                written over.
+            features: bf16[S, F].
+            frames: where each frame's tokens lie.
+            view_digest: sha256 of the grids and the prompt, so that a changed task is noticed.
+
+        Raises:
+            ValueError: if the features have another dtype or width than the store.
+            InputError: if they are not finite, or the disk is full.
+        """
+        names = [example_ids] if isinstance(example_ids, str) else list(example_ids)
+        if features.dtype != ml_dtypes.bfloat16 or features.shape[1:] != (self.feature_width,):
+            raise ValueError(
+                f"features of {names[0]}: expected bfloat16 [S, {self.feature_width}], "
+                f"got {features.dtype} {list(features.shape)}"
+            )
+        for name in names:
+            check_example_id(name)
+        arrays, kept = self.encoding.encode(features, tuple(frames))
+        moments = statistics_of(self.encoding.decode(arrays))
+        arrays["moments"] = np.stack([moments.mean, moments.std])
+        if not np.isfinite(arrays["moments"]).all():
+            raise InputError(f"features of {names[0]}: not finite; nothing was stored of it")
+        if not self._appended:
+            storage.delete_key(self.kv, "statistics.json")  # of fewer examples: no longer true
+            storage.delete_folder(self.kv, "covariance")
+            self._appended = True
+        specs = self.encoding.array_specs(moments.num_tokens, self.feature_width)
+        storage.write_arrays(self.kv, f"views/{view_digest}", arrays, specs)
+        digest = storage.digest_arrays(arrays)
+        record = Record(names[0], view_digest, moments.num_tokens, digest, kept)
+        check_frames(kept, record.num_tokens)
+        for name in names:
+            self.link(name, record)
+
+    def link(self, example_id: str, record: Record) -> None:
+        """Acknowledges an example whose view is already stored."""
+        check_example_id(example_id)
+        record = replace(record, example_id=example_id)
+        storage.write_key(self.kv, f"manifest/{example_id}.json", record.to_json())
+        self.records[example_id] = record
+
+    def write_config(self, text: str) -> None:
+        """Keeps the resolved config that filled the store, as config.yaml."""
+        storage.write_key(self.kv, "config.yaml", text)
+
+    def record(self, example_id: str) -> Record:
+        """Returns the manifest entry of an example.
+
+        Raises:
+            InputError: if the store does not hold it.
+        """
+        if example_id in self.damaged:
+            raise self._damage(example_id, self.damaged[example_id])
+        if example_id not in self.records:
+            raise InputError(
+                f"store {self.path}: expected the example {example_id}, got "
+                f"{len(self.records)} others; run extract with a config that covers its task"
+            )
+        return self.records[example_id]
+
+    def read(self, example_id: str) -> Features:
+        """Returns one example's features, bf16[S, F], read-only.
+
+        Raises:
+            InputError: if the example is not there or its bytes are not those written.
+        """
+        return self.read_many([example_id])[0]
+
+    def read_many(self, example_ids: Sequence[str]) -> list[Features]:
+        """Returns examples' features, bf16[S, F] each, read at the same time.
+
+        Raises:
+            InputError: as `read`.
+        """
+        records = [self.record(name) for name in example_ids]
+        pending = {
+            record.digest: self._start(record, "values", "scale")
+            for record in records
+            if not self.cache.has(record.digest)
+        }
+
+        def decode(record: Record) -> Callable[[], Features]:
+            return lambda: self.encoding.decode(
+                self._finish(record, pending.get(record.digest) or self._start(record))
+            )
+
+        return [self.cache.get(r.digest, decode(r)) for r in records]
+
+    def batch(
+        self, example_ids: Sequence[str], bucket: int = 1
+    ) -> tuple[Features, npt.NDArray[np.bool_]]:
+        """Returns examples padded to one length.
+
+        Args:
+            example_ids: `B` examples.
+            bucket: the length is the longest example's, rounded up to a multiple of this.
+
+        Returns:
+            bf16[B, L, F], 0 where padded, and bool[B, L], True where valid.
+        """
+        parts = self.read_many(example_ids)
+        length = -(-max(map(len, parts)) // bucket) * bucket
+        features = np.empty((len(parts), length, self.feature_width), ml_dtypes.bfloat16)
+        mask = np.arange(length) < np.array([len(part) for part in parts])[:, None]
+        for place, part in zip(features, parts, strict=True):
+            place[: len(part)] = part
+            place[len(part) :] = 0
+        return features, mask
+
+    def moments(self, example_ids: Sequence[str]) -> list[Statistics]:
+        """Returns the statistics of single examples, from what was stored beside them."""
+        records = [self.record(name) for name in example_ids]
+        pending = [self._start(record, "moments") for record in records]
+        moments = [self._finish(*both)["moments"] for both in zip(records, pending, strict=True)]
+        return [Statistics(r.num_tokens, *m) for r, m in zip(records, moments, strict=True)]
+
+    def statistics(self, example_ids: Sequence[str] | None = None) -> Statistics:
+        """Returns mean and std per channel over all tokens of some examples, or of all.
+
+        No features are read: every example's own moments are stored beside it and merged.
+
+        Raises:
+            InputError: if the store holds none of them.
+        """
+        names = self.ids if example_ids is None else sorted(example_ids)
+        if not names:
+            raise InputError(
+                f"store {self.path}: holds no example yet; run the extract command again, it goes "
+                "on where it stopped"
+            )
+        return merge(self.moments(names))
+
+    def write_statistics(self) -> Statistics:
+        """Saves the statistics of the whole store, which says that it is complete."""
+        statistics = self.statistics()
+        storage.write_key(self.kv, "statistics.json", json.dumps(statistics.to_json()))
+        return statistics
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether extraction finished."""
+        return storage.read_key(self.kv, "statistics.json") is not None
+
+    @property
+    def views(self) -> dict[str, Record]:
+        """One record of each distinct view, by its digest."""
+        return {record.view_digest: record for record in self.records.values()}
+
+    def _start(self, record: Record, *names: str) -> dict[str, ts.Future]:
+        specs = self.encoding.array_specs(record.num_tokens, self.feature_width)
+        wanted = {name: spec for name, spec in specs.items() if name in (names or specs)}
+        return storage.read_arrays(self.kv, f"views/{record.view_digest}", wanted)
+
+    def _finish(self, record: Record, pending: Mapping[str, ts.Future]) -> dict[str, Any]:
+        try:
+            return {name: future.result() for name, future in pending.items()}
+        except ValueError as error:
+            raise self._damage(record.example_id, storage.short(error)) from None
+
+    def _damage(self, example_id: str, fault: str) -> InputError:
+        return InputError(
+            f"store {self.path}: example {example_id} is damaged ({fault}); "
+            f"python -m bridge.store repair {self.path} extracts it again"
+        )
+
+    def _load_records(self) -> None:
+        # A killed writer can leave a lock file beside an entry.
+        keys = [k for k in storage.list_keys(self.kv, "manifest") if k.endswith(".json")]
+        reading = [self.kv.read(key) for key in keys]
+        for key, entry in zip(keys, reading, strict=True):
+            name = key.removeprefix("manifest/").removesuffix(".json")
+            try:
+                self.records[name] = read_record(name, entry.result().value)
+            except ValueError as error:
+                self.damaged[name] = str(error)
+
+
+def _parse_provenance(text: bytes, path: str) -> dict[str, Any]:
+    hint = "restore store.json from a copy, or extract to another --out"
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"store {path}: store.json is damaged: expected JSON; {hint}")
+    if value.get("schema") != SCHEMA:
+        raise InputError(
+            f"store {path}: schema: expected {SCHEMA}, got {value.get('schema')}; it was written "
+            "by another version: extract again to another --out"
+        )
+    try:
+        Encoding(**value["encoding"])
+        int(value["feature_width"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"store {path}: store.json lacks a valid encoding or width; {hint}"
+        ) from None
+    return value

@@ -1,0 +1,73 @@
+"""Mean and standard deviation per channel, of one view or of many; exact to merge in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge.store.records import Features
+
+TOP = 8  # channels; of a language model's hidden state few carry most energy (arXiv 2601.22966)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of each feature channel over `num_tokens` tokens."""
+
+    num_tokens: int
+    mean: npt.NDArray[np.floating]  # [F]
+    std: npt.NDArray[np.floating]  # [F], not the variance
+
+    @property
+    def energy(self) -> npt.NDArray[np.float64]:
+        """Each channel's share of the summed squares, f64[F]."""
+        energy = np.square(self.std, dtype=np.float64) + np.square(self.mean, dtype=np.float64)
+        return energy / max(float(energy.sum()), np.finfo(np.float64).tiny)
+
+    @property
+    def top_channels(self) -> list[int]:
+        """The 8 channels with most energy, most first."""
+        return np.argsort(-self.energy, kind="stable")[:TOP].tolist()
+
+    @property
+    def top_energy_share(self) -> float:
+        """The energy share of `top_channels`: near 1 means that they decide every raw distance."""
+        return float(self.energy[self.top_channels].sum())
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what statistics.json holds."""
+        return {
+            "num_tokens": self.num_tokens,
+            "top_channels": self.top_channels,
+            "top_energy_share": self.top_energy_share,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+        }
+
+
+def statistics_of(features: Features) -> Statistics:
+    """Returns the statistics of one view's features, bf16[S, F]."""
+    values = features.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # the store refuses what is not finite
+        mean = values.mean(0, dtype=np.float64)
+        centred = values - mean.astype(np.float32)
+        std = np.sqrt(np.square(centred).mean(0, dtype=np.float64))
+    return Statistics(len(features), mean.astype(np.float32), std.astype(np.float32))
+
+
+def merge(parts: Sequence[Statistics]) -> Statistics:
+    """Returns the statistics of all parts' tokens together, in f64.
+
+    Source: Chan, Golub and LeVeque 1979, eq. 2.1, for any number of parts.
+    """
+    counts = np.array([part.num_tokens for part in parts], np.float64)[:, None]
+    means = np.stack([part.mean for part in parts]).astype(np.float64)
+    stds = np.stack([part.std for part in parts]).astype(np.float64)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total
+    variance = (counts * (np.square(stds) + np.square(means - mean))).sum(0) / total
+    return Statistics(int(total), mean, np.sqrt(variance))

@@ -1,0 +1,110 @@
+"""What of the store reaches the loss: scalings, encodings, caches."""
+
+import shutil
+from dataclasses import replace
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bridge.errors import InputError
+from bridge.scaling import Scaling, apply, phi_s, standardise
+from bridge.store import Encoding, FeatureStore
+from bridge.store.covariance import compute_covariance, write_covariance
+from student_jax.batch import scale_teacher
+from student_jax.data import to_devices
+from student_jax.solver import load_solver
+from student_jax.state import AXIS, make_mesh
+from student_jax.train import load_examples, train
+from teacher_torch.extract import main as extract
+
+
+@pytest.mark.parametrize("kind", ["standardise", "phi_s"])
+def test_device_scales_as_the_bridge_does(store_path, train_config, kind):
+    store = FeatureStore(store_path)
+    scaling = standardise(store.statistics())
+    if kind == "phi_s":
+        scaling = phi_s(store.statistics(), compute_covariance(store))
+    batch = load_examples(train_config(), store)[0].train_batch(0, 0, 4)
+    got = np.asarray(scale_teacher(batch, scaling).teacher)
+    mask = np.asarray(batch.teacher_mask)
+    np.testing.assert_allclose(
+        got[mask], apply(scaling, np.asarray(batch.teacher))[mask], atol=1e-4, rtol=1e-4
+    )
+    assert (got[~mask] == 0).all()
+
+
+def test_scaling_goes_by_the_training_examples_alone(store_path, train_config):
+    config, store = train_config(), FeatureStore(store_path)
+    examples, scaling = load_examples(config, store)
+    trained = [example.question.example_id for example in examples.examples]
+    assert 0 < len(trained) < len(store)
+    values = np.concatenate([store[name] for name in trained]).astype(np.float64)
+    np.testing.assert_allclose(scaling.mean, values.mean(0), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(scaling.std, values.std(0), rtol=1e-4)
+
+
+def test_phi_s_trains_resumes_and_is_read_back(store_path, train_config, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(store_path, store)
+    config = train_config(store=store, **{"loss.scaling": "phi_s", "optim.total_steps": 2})
+    with pytest.raises(InputError, match=r"bridge.store stats .* --covariance True"):
+        train(config)
+    write_covariance(FeatureStore(store))
+    metrics = train(config)
+    assert np.isfinite(metrics["mse"])
+    assert load_solver(config.out).state.scaling.rotation.shape == (64, 64)
+
+
+def test_no_scaling_gives_features_as_they_are(store_path, train_config):
+    scaling = load_examples(train_config(**{"loss.scaling": "none"}), FeatureStore(store_path))[1]
+    chex.assert_trees_all_equal(scaling, Scaling(np.zeros(64, "f4"), np.ones(64, "f4")))
+
+
+@pytest.mark.parametrize("tokens", ["shown", "pooled"])
+def test_encodings_give_the_student_the_same_maps(
+    store_path, extract_config, train_config, tmp_path, tokens
+):
+    """`shown` keeps just what a grid student reads; `pooled` keeps its means."""
+    encoding = Encoding(tokens=tokens)
+    extract(replace(extract_config, out=str(tmp_path / "s"), encoding=encoding))
+    batches = [
+        load_examples(train_config(), FeatureStore(path))[0].train_batch(0, 0, 4)
+        for path in (store_path, tmp_path / "s")
+    ]
+    mask = batches[0].teacher_mask
+    np.testing.assert_array_equal(mask, batches[1].teacher_mask)
+    whole, cut = (np.asarray(batch.teacher, np.float32)[mask] for batch in batches)
+    if tokens == "shown":
+        np.testing.assert_array_equal(whole, cut)
+    else:
+        assert 0.3 < np.corrcoef(whole.ravel(), cut.ravel())[0, 1] < 1
+
+
+def test_feature_student_reads_padded_batches_of_the_store(store_path, train_config, tmp_path):
+    config = train_config(**{"model.kind": "feature", "model.max_tokens": 2048})
+    store = FeatureStore(store_path, str(tmp_path / "cache"))
+    examples = load_examples(config, store)[0]
+    batch = examples.batch([1, 0])
+    for row, i in enumerate((1, 0)):
+        expected = store[examples.examples[i].question.example_id]
+        np.testing.assert_array_equal(batch.teacher[row][batch.teacher_mask[row]], expected)
+    assert batch.teacher.shape[1] == 2048
+    assert (batch.teacher[~batch.teacher_mask] == 0).all()
+
+
+def test_prefetch_keeps_order_and_places_batches_over_devices(store_path, train_config):
+    examples = load_examples(train_config(), FeatureStore(store_path))[0]
+    sharding = NamedSharding(make_mesh(), PartitionSpec(AXIS))
+    placed = to_devices(examples.train_batches(0, 0, 4), sharding)
+    for step in range(3):
+        batch = next(placed)
+        assert batch.query.sharding == sharding
+        assert len(batch.query.addressable_shards) == 2
+        for a, b in zip(
+            jax.tree.leaves(batch), jax.tree.leaves(examples.train_batch(0, step, 4)), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+    placed.close()
