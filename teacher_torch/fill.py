@@ -17,6 +17,7 @@ from bridge.store import FeatureStore
 from bridge.views import View
 
 AHEAD = 2  # batches prepared, and batches waiting to be written
+WRITERS = 2  # compressing one view while another is made durable
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,11 @@ def fill(
     Raises:
         KeyboardInterrupt: when asked to stop, after the batch in hand is stored.
     """
-    missing = link_known_views(store, [item for batch in batches for item in batch], only)
+    wanted = set(only)
+    chosen = [i for batch in batches for i in batch if not wanted or wanted & set(i.example_ids)]
+    missing = link_known_views(store, chosen, only)
     todo = [batch for batch in batches if any(item.view_digest in missing for item in batch)]
-    total = sum(map(len, batches))
+    total = len(chosen)
     progress = tqdm(
         desc="extract", unit="view", total=total, initial=total - len(missing), disable=quiet
     )
@@ -115,7 +118,7 @@ def fill(
         Stop() as stop,
         progress,
         ThreadPoolExecutor(1) as preparer,
-        ThreadPoolExecutor(1) as writer,
+        ThreadPoolExecutor(WRITERS) as writer,
     ):
         upcoming = deque(preparer.submit(prepare, batch) for batch in todo[:AHEAD])
         writing: deque[Future[None]] = deque()

@@ -87,9 +87,10 @@ def measure_encoding(source: FeatureStore, encoding: Encoding, work: Path) -> di
     store = refill(source, work, encoding)
     kept = sum(record.num_tokens for record in store.records.values())
     size = stored_bytes(store) or 0
-    exact = refill(source, work.with_name("exact"), replace(encoding, values="bf16"))
-    if encoding.tokens == "pooled":  # against the patches that a mean stands for
-        exact = refill(source, work.with_name("exact"), Encoding())
+    # A pooled map is held against the patches that its means stand for.
+    whole = Encoding() if encoding.tokens == "pooled" else replace(encoding, values="bf16")
+    shutil.rmtree(work.with_name("exact"), ignore_errors=True)
+    exact = refill(source, work.with_name("exact"), whole)
     pairs = [image_tokens(store, exact, name) for name in store.ids]
     got, true = (np.concatenate(both).astype(np.float32) for both in zip(*pairs, strict=True))
     scaling = standardise(source.statistics())

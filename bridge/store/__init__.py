@@ -5,7 +5,7 @@ In the shape descriptions of this room: `S` stored tokens of one example, `F` te
     store.json                     provenance: whose features, of which views, in which encoding
     views/{view_digest}/values/    zarr3 array bf16[S, F] or f8[S, F], one chunk, crc32c
     views/{view_digest}/scale/     zarr3 array f32[S], fp8 only
-    views/{view_digest}/moments/   zarr3 array f32[2, F]: mean and std over this view's tokens
+    moments/{view_digest}          mean and std over this view's tokens, f32[2, F] after a sha256
     manifest/{example_id}.json     written after its data: the example is complete
     statistics.json                mean and std over the store, written when it is complete
     covariance/values/             zarr3 array f32[F, F], only if asked for

@@ -14,6 +14,7 @@ import numpy as np
 from bridge.store import storage
 from bridge.store.feature_store import FeatureStore
 from bridge.store.records import Record
+from bridge.store.statistics import read_moments
 
 AHEAD = 4  # views read at the same time
 LEFTOVER_AGE = 600  # seconds; younger files may be a running writer's
@@ -68,7 +69,9 @@ def drop(store: FeatureStore, report: Report) -> list[str]:
         storage.delete_key(store.kv, f"manifest/{name}.json")
     for name in report.faults:
         if name in store.records:
-            storage.delete_folder(store.kv, f"views/{store.records[name].view_digest}")
+            digest = store.records[name].view_digest
+            storage.delete_folder(store.kv, f"views/{digest}")
+            storage.delete_key(store.kv, f"moments/{digest}")
     return _free(store, report.leftovers)
 
 
@@ -107,6 +110,8 @@ def _view_faults(
             if any(storage.digest_arrays(found) != record.digest for record in records):
                 raise ValueError("its bytes are not those that the manifest tells")
             storage.check_metadata(store.kv, f"views/{digest}", specs)
+            moments = storage.read_key(store.kv, f"moments/{digest}")
+            read_moments(moments, records[0].num_tokens, store.feature_width)
         except ValueError as error:
             yield digest, storage.short(error)
         else:
@@ -132,7 +137,8 @@ def _statistics_fault(store: FeatureStore) -> str | None:
 
 def _leftovers(store: FeatureStore) -> list[str]:
     known = {record.view_digest for record in store.records.values()}
-    keys = [key for key in storage.list_keys(store.kv, "views") if key.split("/")[1] not in known]
+    keys = [key for folder in ("moments", "views") for key in storage.list_keys(store.kv, folder)]
+    keys = [key for key in keys if key.split("/")[1] not in known]
     if (folder := storage.local_folder(store.kv)) is not None:
         # TensorStore does not list its own lock files.
         locks = [path.relative_to(folder).as_posix() for path in folder.rglob("*.__lock")]

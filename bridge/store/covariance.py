@@ -28,7 +28,7 @@ def compute_covariance(store: FeatureStore) -> npt.NDArray[np.float64]:
 def write_covariance(store: FeatureStore) -> None:
     """Computes the covariance and saves it beside the features."""
     arrays = {"values": compute_covariance(store).astype(np.float32)}
-    storage.write_arrays(store.kv, "covariance", arrays, _specs(store))
+    storage.start_write(store.kv, "covariance", arrays, _specs(store))()
 
 
 def read_covariance(store: FeatureStore) -> npt.NDArray[np.float32]:

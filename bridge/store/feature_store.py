@@ -31,7 +31,7 @@ from bridge.store.records import (
     check_frames,
     read_record,
 )
-from bridge.store.statistics import Statistics, merge, statistics_of
+from bridge.store.statistics import Statistics, merge, read_moments, statistics_of
 
 
 class FeatureStore:
@@ -162,19 +162,22 @@ class FeatureStore:
         for name in names:
             check_example_id(name)
         arrays, kept = self.encoding.encode(features, tuple(frames))
-        moments = statistics_of(self.encoding.decode(arrays))
-        arrays["moments"] = np.stack([moments.mean, moments.std])
-        if not np.isfinite(arrays["moments"]).all():
-            raise InputError(f"features of {names[0]}: not finite; nothing was stored of it")
+        check_frames(kept, len(arrays["values"]))
         if not self._appended:
             storage.delete_key(self.kv, "statistics.json")  # of fewer examples: no longer true
             storage.delete_folder(self.kv, "covariance")
             self._appended = True
-        specs = self.encoding.array_specs(moments.num_tokens, self.feature_width)
-        storage.write_arrays(self.kv, f"views/{view_digest}", arrays, specs)
+        specs = self.encoding.array_specs(len(arrays["values"]), self.feature_width)
+        wait = storage.start_write(self.kv, f"views/{view_digest}", arrays, specs)
+        # Meanwhile: nothing counts before the manifest says so.
+        moments = statistics_of(self.encoding.decode(arrays))
         digest = storage.digest_arrays(arrays)
+        wait()
+        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.std).all()):
+            storage.delete_folder(self.kv, f"views/{view_digest}")
+            raise InputError(f"features of {names[0]}: not finite; nothing was stored of it")
+        storage.write_key(self.kv, f"moments/{view_digest}", moments.to_bytes())
         record = Record(names[0], view_digest, moments.num_tokens, digest, kept)
-        check_frames(kept, record.num_tokens)
         for name in names:
             self.link(name, record)
 
@@ -220,7 +223,7 @@ class FeatureStore:
         """
         records = [self.record(name) for name in example_ids]
         pending = {
-            record.digest: self._start(record, "values", "scale")
+            record.digest: self._start(record)
             for record in records
             if not self.cache.has(record.digest)
         }
@@ -256,9 +259,16 @@ class FeatureStore:
     def moments(self, example_ids: Sequence[str]) -> list[Statistics]:
         """Returns the statistics of single examples, from what was stored beside them."""
         records = [self.record(name) for name in example_ids]
-        pending = [self._start(record, "moments") for record in records]
-        moments = [self._finish(*both)["moments"] for both in zip(records, pending, strict=True)]
-        return [Statistics(r.num_tokens, *m) for r, m in zip(records, moments, strict=True)]
+        pending = [self.kv.read(f"moments/{record.view_digest}") for record in records]
+        moments: list[Statistics] = []
+        for record, future in zip(records, pending, strict=True):
+            try:
+                data = future.result()
+                found = data.value if data.state == "value" else None
+                moments.append(read_moments(found, record.num_tokens, self.feature_width))
+            except ValueError as error:
+                raise self._damage(record.example_id, storage.short(error)) from None
+        return moments
 
     def statistics(self, example_ids: Sequence[str] | None = None) -> Statistics:
         """Returns mean and std per channel over all tokens of some examples, or of all.
@@ -292,10 +302,9 @@ class FeatureStore:
         """One record of each distinct view, by its digest."""
         return {record.view_digest: record for record in self.records.values()}
 
-    def _start(self, record: Record, *names: str) -> dict[str, ts.Future]:
+    def _start(self, record: Record) -> dict[str, ts.Future]:
         specs = self.encoding.array_specs(record.num_tokens, self.feature_width)
-        wanted = {name: spec for name, spec in specs.items() if name in (names or specs)}
-        return storage.read_arrays(self.kv, f"views/{record.view_digest}", wanted)
+        return storage.read_arrays(self.kv, f"views/{record.view_digest}", specs)
 
     def _finish(self, record: Record, pending: Mapping[str, ts.Future]) -> dict[str, Any]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,11 @@ class Statistics:
         """The energy share of `top_channels`: near 1 means that they decide every raw distance."""
         return float(self.energy[self.top_channels].sum())
 
+    def to_bytes(self) -> bytes:
+        """Returns what is stored beside a view: sha256, then mean and std, f32[2, F]."""
+        payload = np.stack([self.mean, self.std]).astype("<f4").tobytes()
+        return hashlib.sha256(payload).digest() + payload
+
     def to_json(self) -> dict[str, Any]:
         """Returns what statistics.json holds."""
         return {
@@ -52,11 +58,30 @@ class Statistics:
 def statistics_of(features: Features) -> Statistics:
     """Returns the statistics of one view's features, bf16[S, F]."""
     values = features.astype(np.float32)
+    share = np.full(len(values), 1 / len(values), np.float32)
     with np.errstate(invalid="ignore", over="ignore"):  # the store refuses what is not finite
-        mean = values.mean(0, dtype=np.float64)
-        centred = values - mean.astype(np.float32)
-        std = np.sqrt(np.square(centred).mean(0, dtype=np.float64))
-    return Statistics(len(features), mean.astype(np.float32), std.astype(np.float32))
+        # Products with a vector: three times as fast as numpy's sums, and summed in blocks.
+        mean = share @ values
+        values -= mean
+        rest = share @ values  # what rounding left of the mean
+        variance = share @ np.square(values, out=values) - np.square(rest)
+        std = np.sqrt(np.maximum(variance, 0))
+    return Statistics(len(features), mean + rest, std)
+
+
+def read_moments(data: bytes | None, num_tokens: int, width: int) -> Statistics:
+    """Reads what `Statistics.to_bytes` wrote.
+
+    Raises:
+        ValueError: if it is missing, cut, or damaged.
+    """
+    if data is None:
+        raise ValueError("moments: missing")
+    digest, payload = data[:32], data[32:]
+    if len(payload) != 8 * width or hashlib.sha256(payload).digest() != digest:
+        raise ValueError("moments: damaged, or of another width")
+    mean, std = np.frombuffer(payload, "<f4").reshape(2, width)
+    return Statistics(num_tokens, mean, std)
 
 
 def merge(parts: Sequence[Statistics]) -> Statistics:

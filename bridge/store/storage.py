@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,27 +82,38 @@ def delete_folder(kv: ts.KvStore, folder: str) -> None:
         shutil.rmtree(root / folder, ignore_errors=True)
 
 
-def write_arrays(kv: ts.KvStore, folder: str, arrays: Arrays, specs: Specs) -> None:
-    """Writes arrays under a folder; when this returns they are durable.
+def start_write(kv: ts.KvStore, folder: str, arrays: Arrays, specs: Specs) -> Callable[[], None]:
+    """Starts writing arrays under a folder.
 
-    Raises:
-        InputError: if the disk is full.
+    Returns:
+        What waits for them: when it returns they are durable; it raises `InputError` if the disk
+        is full.
     """
     try:
         try:
-            _write_arrays(kv, folder, arrays, specs)
+            writing = _start_write(kv, folder, arrays, specs)
         except ValueError as error:
             # Metadata that does not fit: what a killed writer or a bad disk left goes first.
             if is_full(error):
                 raise
             delete_folder(kv, folder)
-            _write_arrays(kv, folder, arrays, specs)
+            writing = _start_write(kv, folder, arrays, specs)
     except ValueError as error:
-        size = sum(array.nbytes for array in arrays.values())
-        raise _write_error(kv, folder, size, error) from None
+        raise _write_error(kv, folder, _size(arrays), error) from None
+
+    def wait() -> None:
+        try:
+            for pending in writing:
+                pending.result()
+        except ValueError as error:
+            raise _write_error(kv, folder, _size(arrays), error) from None
+
+    return wait
 
 
-def _write_arrays(kv: ts.KvStore, folder: str, arrays: Arrays, specs: Specs) -> None:
+def _start_write(
+    kv: ts.KvStore, folder: str, arrays: Arrays, specs: Specs
+) -> list[ts.WriteFutures]:
     opening = {
         name: ts.open(
             {**_ZARR, "metadata": specs[name]},
@@ -114,11 +125,7 @@ def _write_arrays(kv: ts.KvStore, folder: str, arrays: Arrays, specs: Specs) -> 
     }
     for pending in opening.values():
         pending.exception()  # all of them end before the first error is raised
-    writing = [opening[name].result()[...].write(array) for name, array in arrays.items()]
-    for pending in writing:
-        pending.exception()
-    for pending in writing:
-        pending.result()
+    return [opening[name].result()[...].write(array) for name, array in arrays.items()]
 
 
 def read_arrays(kv: ts.KvStore, folder: str, specs: Specs) -> dict[str, ts.Future]:
@@ -193,6 +200,10 @@ def list_keys(kv: ts.KvStore, folder: str) -> Iterable[str]:
     """Returns the keys under a folder, relative to the store, sorted."""
     found = kv.list(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()
     return sorted(key.decode(errors="replace") for key in found)
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
 
 
 def _folder(path: str) -> str:

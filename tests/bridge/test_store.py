@@ -33,7 +33,7 @@ def test_all_zero_features_are_stored_not_assumed(tmp_path):
     store = FeatureStore.create(tmp_path / "s", PROVENANCE)
     zeros = np.zeros((300, WIDTH), ml_dtypes.bfloat16)
     store.append("z_train_0", zeros, frames_of((3, 2)), digest_of("z"))
-    assert (tmp_path / "s/views" / digest_of("z") / "values/c/0/0").is_file()
+    assert (tmp_path / "s/views" / digest_of("z") / "values/c.0.0").is_file()
     assert (store.read("z_train_0") == 0).all()
 
 

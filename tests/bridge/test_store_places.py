@@ -30,7 +30,7 @@ def live_through(place, tamper):
     with pytest.raises(InputError, match="teacher: expected 'u', got 't'"):
         FeatureStore.create(place, {**PROVENANCE, "teacher": "u"})
     name = "a1_train_0"
-    tamper(f"views/{store.record(name).view_digest}/values/c/0/0")
+    tamper(f"views/{store.record(name).view_digest}/values/c.0.0")
     with pytest.raises(InputError, match=f"example {name} is damaged"):
         FeatureStore(place).read(name)
     report = verify(FeatureStore(place))

@@ -182,7 +182,7 @@ def test_repair_extracts_only_what_is_damaged(store_path, extract_config, tmp_pa
     out = tmp_path / "s"
     shutil.copytree(store_path, out)
     store = FeatureStore(out)
-    values = "values/c/0/0"
+    values = "values/c.0.0"
     flipped = out / "views" / store.record("1c_test_0").view_digest / values
     data = bytearray(flipped.read_bytes())
     data[100] ^= 8
@@ -236,8 +236,8 @@ def test_size_estimated_is_the_size_stored(
     store = FeatureStore(config.out)
     kept = sum(record.num_tokens for record in store.records.values())
     assert f"18 to extract, {kept:,} tokens to keep" in told
-    arrays = [path.stat().st_size for path in Path(config.out).rglob("c/*") if path.is_file()]
-    arrays += [path.stat().st_size for path in Path(config.out).rglob("c/0/*")]
+    arrays = [path.stat().st_size for path in Path(config.out).rglob("c.*")]
+    arrays += [path.stat().st_size for path in Path(config.out).glob("moments/*")]
     most = sum(encoding.num_bytes(r.num_tokens, 64) for r in store.records.values())
     assert f"at most {most:,}" in told
     assert sum(arrays) < most * 1.05 + 100 * len(arrays)
