@@ -5,12 +5,14 @@ In the shape descriptions: `F` teacher feature width, `*B` any leading axes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from bridge.errors import InputError
+from bridge.store.records import Features
 from bridge.store.statistics import Statistics
 
 MIN_STD = 1e-6  # a channel that never changes stays 0
@@ -37,6 +39,20 @@ def standardise(statistics: Statistics) -> Scaling:
     (arXiv 2601.22966).
     """
     return Scaling(_f32(statistics.mean), _f32(np.maximum(statistics.std, MIN_STD)))
+
+
+def covariance_of(views: Iterable[Features], statistics: Statistics) -> npt.NDArray[np.float64]:
+    """Returns the channels' covariance over the tokens of views, f64[F, F], in one pass.
+
+    Args:
+        views: bf16[S, F] each.
+        statistics: of the same tokens; its mean is taken off first, so that f32 products do.
+    """
+    total = np.zeros((len(statistics.mean),) * 2)
+    for features in views:
+        centred = features.astype(np.float32) - _f32(statistics.mean)
+        total += centred.T @ centred
+    return total / statistics.num_tokens
 
 
 def phi_s(statistics: Statistics, covariance: npt.NDArray[np.floating]) -> Scaling:

@@ -40,4 +40,4 @@ class Stop:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        sys.stderr.write("\nfinishing what is in hand; once more stops at once\n")
+        sys.stderr.write("\nfinishing what is in hand; once more drops it\n")

@@ -59,8 +59,8 @@ class LossConfig:
     feature: float = 0.5
     cosine: float = 0.5
     scaling: Literal["standardise", "phi_s", "none"] = "standardise"
-    """of the teacher's features: each channel to std 1; PHI-S (needs the store's covariance, see
-    python -m bridge.store stats); or as they are"""
+    """of the teacher's features: each channel to std 1; PHI-S, which rotates them to equal
+    variances and keeps their proportions; or as they are"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,8 @@ from bridge import config as configs
 from bridge.arc import all_questions, known_answers
 from bridge.errors import InputError
 from bridge.files import write_text
-from bridge.scaling import Scaling, no_scaling, phi_s, standardise
+from bridge.scaling import Scaling, covariance_of, no_scaling, phi_s, standardise
 from bridge.store import FeatureStore, check_provenance
-from bridge.store.covariance import read_covariance
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
 from student_jax.data import Examples, to_devices
@@ -132,10 +131,12 @@ def make_scaling(kind: str, store: FeatureStore, examples: Examples) -> Scaling:
     """Returns how features are scaled, going by the examples that are trained on and no others."""
     if kind == "none":
         return no_scaling(store.feature_width)
-    statistics = store.statistics([e.question.example_id for e in examples.examples])
+    names = [example.question.example_id for example in examples.examples]
+    statistics = store.statistics(names)
     if kind == "standardise":
         return standardise(statistics)
-    return phi_s(statistics, read_covariance(store))
+    covariance = covariance_of((store.read(name) for name in tqdm(names, "covariance")), statistics)
+    return phi_s(statistics, covariance)
 
 
 def check_same_config(config: TrainConfig) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from bridge.errors import InputError
 from bridge.store import Encoding
-from bridge.store.encoding import TYPICAL_RATIO
 from teacher_torch.fill import Item
 
 
@@ -34,8 +33,7 @@ def estimate_size(teacher: Any, items: Sequence[Item], encoding: Encoding) -> Du
             lengths[len(item.grids)] = teacher.num_tokens(inputs)
     tokens = [encoding.num_tokens(lengths[len(item.grids)], item.grids) for item in items]
     raw = sum(encoding.num_bytes(count, teacher.feature_width) for count in tokens)
-    typical = round(raw * TYPICAL_RATIO[encoding.values])
-    return DumpSize(len(items), sum(tokens), raw, typical)
+    return DumpSize(len(items), sum(tokens), raw, encoding.typical_bytes(raw))
 
 
 def estimate_seconds(teacher: Any, batches: Sequence[Sequence[Item]]) -> float:

@@ -5,10 +5,10 @@ python -m teacher_torch.extract --config configs/quickstart_extract.yaml
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from bridge import config as configs
 from bridge.arc import Task, all_questions
@@ -68,6 +68,8 @@ class ExtractConfig:
     encoding: Encoding = field(default_factory=Encoding)
     only: tuple[str, ...] = ()
     """extract these examples and no others, such as 8be77c9e_train_0; empty: all"""
+    again: bool = False
+    """extract also what is there, and write it over; with --only, what repair does"""
     dry_run: bool = False
     """say what the dump would take, in bytes and hours, and stop"""
     accept_code: bool = False
@@ -106,7 +108,15 @@ def main(config: ExtractConfig) -> None:
     )
     say = print if rank == 0 else lambda _: None
     say(f"teacher: {teacher.name}, {teacher.weights}, F = {teacher.feature_width}")
-    missing = missing_items(config, items)
+    about = {
+        **provenance(teacher),
+        "compute_dtype": choice.dtype,
+        "source": config.tasks.source,
+        "view": config.view,
+        "prompt": config.prompt,
+        "cell_px": TASK_CELL_PX if config.view == "task" else PAIR_CELL_PX,
+    }
+    missing = missing_items(config, items, about)
     size, free = estimate_size(teacher, missing, config.encoding), free_space(config.out)
     if config.dry_run:
         wanted = {item.view_digest for item in missing}
@@ -118,31 +128,29 @@ def main(config: ExtractConfig) -> None:
         return
     golden = check_teacher(teacher)
     store = FeatureStore.create(
-        config.out,
-        {
-            **provenance(teacher),
-            "compute_dtype": choice.dtype,
-            "source": config.tasks.source,
-            "view": config.view,
-            "prompt": config.prompt,
-            "cell_px": TASK_CELL_PX if config.view == "task" else PAIR_CELL_PX,
-        },
-        golden,
-        config.encoding,
-        accept_code=config.accept_code,
+        config.out, about, golden, config.encoding, accept_code=config.accept_code
     )
-    if rank == 0 and not config.only:
-        store.write_config(configs.to_yaml(replace(config, accept_code=False)))
-    own = fill(store, teacher, batches, only=config.only, quiet=rank > 0)
+    if rank == 0:
+        names = config.only or [name for item in items for name in item.example_ids]
+        store.expect(names, repeatable(config))
+    own = fill(store, teacher, batches, only=config.only, again=config.again, quiet=rank > 0)
     ranks = finish_ranks(world, own)
     if rank == 0:
         say(describe_speed(ranks))
         say(finish(FeatureStore(config.out), items))  # opened again, with what other ranks wrote
 
 
+def repeatable(config: ExtractConfig) -> str:
+    """Returns the part of a config that decides features, to extract single examples again."""
+    plain = replace(config, out=ExtractConfig.out, only=(), again=False, accept_code=False)
+    return configs.to_yaml(plain)
+
+
 def finish(store: FeatureStore, items: Sequence[Item]) -> str:
     """Writes the statistics if every example is there; returns what to tell."""
-    names = [name for item in items for name in item.missing_from(store)]
+    expected = store.expected()
+    changed = {n for item in items for n in item.missing_from(store) if n in expected}
+    names = changed | (expected.keys() - store.records.keys())
     if names:
         return f"store: {store.path}: {len(store)} examples; {len(names)} are still missing"
     tokens, width = store.write_statistics().num_tokens, store.feature_width
@@ -153,13 +161,21 @@ def finish(store: FeatureStore, items: Sequence[Item]) -> str:
     )
 
 
-def missing_items(config: ExtractConfig, items: Sequence[Item]) -> list[Item]:
-    """Returns the items that this run has to extract, without touching the store."""
+def missing_items(
+    config: ExtractConfig, items: Sequence[Item], about: Mapping[str, Any]
+) -> list[Item]:
+    """Returns the items that this run has to extract, without touching the store.
+
+    Raises:
+        InputError: if a store of another provenance is there.
+    """
     wanted = set(config.only)
     chosen = [item for item in items if not wanted or wanted & set(item.example_ids)]
-    try:
-        store = FeatureStore(config.out)
-    except InputError:  # none yet; one that is there but broken is refused when it is written to
+    if storage.read_key(storage.open_kvstore(config.out), "store.json") is None:
+        return chosen
+    store = FeatureStore(config.out)
+    store.check_same(about, config.encoding, accept_code=config.accept_code)
+    if config.again:
         return chosen
     return [i for i in chosen if i.missing_from(store) and i.view_digest not in store.views]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from bridge.store import FeatureStore
 from bridge.views import View
 
 AHEAD = 2  # batches prepared, and batches waiting to be written
-WRITERS = 2  # compressing one view while another is made durable
+WRITERS = 3  # compressing some views while another is made durable
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def fill(
     batches: Sequence[Sequence[Item]],
     *,
     only: Sequence[str] = (),
+    again: bool = False,
     quiet: bool,
 ) -> Throughput:
     """Extracts what the store lacks; the teacher runs once for each missing view.
@@ -89,6 +91,7 @@ def fill(
         teacher: a `Teacher`.
         batches: from `plan_batches`.
         only: these examples and no others; empty: all.
+        again: also what is there already, over which it is written.
         quiet: show no progress.
 
     Raises:
@@ -96,7 +99,11 @@ def fill(
     """
     wanted = set(only)
     chosen = [i for batch in batches for i in batch if not wanted or wanted & set(i.example_ids)]
-    missing = link_known_views(store, chosen, only)
+    missing = (
+        {i.view_digest: [n for n in i.example_ids if not only or n in wanted] for i in chosen}
+        if again
+        else link_known_views(store, chosen, only)
+    )
     todo = [batch for batch in batches if any(item.view_digest in missing for item in batch)]
     total = len(chosen)
     progress = tqdm(
@@ -114,12 +121,7 @@ def fill(
 
     started = time.perf_counter()
     seconds: list[float] = []  # of each forward
-    with (
-        Stop() as stop,
-        progress,
-        ThreadPoolExecutor(1) as preparer,
-        ThreadPoolExecutor(WRITERS) as writer,
-    ):
+    with Stop() as stop, progress, threads(1) as preparer, threads(WRITERS) as writer:
         upcoming = deque(preparer.submit(prepare, batch) for batch in todo[:AHEAD])
         writing: deque[Future[None]] = deque()
         for i, batch in enumerate(todo):
@@ -141,6 +143,18 @@ def fill(
     if stop.requested:
         raise KeyboardInterrupt
     return Throughput(len(missing), time.perf_counter() - started, bare_seconds(todo, seconds))
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Generator[ThreadPoolExecutor]:
+    """A pool that, when the run is broken off, drops what it has not begun."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def link_known_views(

@@ -15,8 +15,10 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +33,8 @@ from bridge.arc_files import load_tasks
 from bridge.files import write_text
 from bridge.scaling import apply, standardise
 from bridge.store import Encoding, Features, FeatureStore
-from bridge.store.__main__ import stored_bytes
 from bridge.views import PATCHES, shown_sides
+from teacher_torch.fill import WRITERS
 
 SEED_BYTES = 36.3e9  # the original's features of 1718 pair views
 TEXT_TOKENS = 73.3  # of a task view besides its frames, GR00T N1.5: 1729 - 6.47 * 256
@@ -48,8 +50,8 @@ class BenchConfig:
     """views written and read; those of the store are repeated if it has fewer"""
     batch_size: int = 8
     rounds: int = 7
-    work: Path = Path("runs/bench/work")
-    """scratch folder, on the disk to be measured; deleted afterwards"""
+    work: Path = Path("runs/bench")
+    """a folder on the disk to be measured; what is written there goes afterwards"""
     out: Path | None = None
     """JSON file for the numbers"""
 
@@ -57,12 +59,25 @@ class BenchConfig:
 def main(config: BenchConfig) -> None:
     """Measure the feature store's sizes, errors and speeds."""
     source = FeatureStore(config.store)
+    config.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.work) as folder:
+        result = measure(source, config, Path(folder))
+    for name in ("encodings", "durable_writes", "warm_reads"):
+        print(f"\n{name}")
+        for row, numbers in result[name].items():
+            print(f"  {row:28}" + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+    if config.out:
+        write_text(config.out, json.dumps(result, indent=1) + "\n")
+
+
+def measure(source: FeatureStore, config: BenchConfig, work: Path) -> dict[str, Any]:
+    """Returns all measurements with what they were made on."""
     encodings = {}
     for tokens, values in itertools.product(("all", "shown", "pooled"), ("bf16", "fp8")):
         encoding = Encoding(tokens=tokens, values=values)  # pyright: ignore[reportArgumentType]
-        encodings[f"{tokens} {values}"] = measure_encoding(source, encoding, config.work)
-    writes, reads = measure_speed(source, config)
-    result = {
+        encodings[f"{tokens} {values}"] = measure_encoding(source, encoding, work)
+    writes, reads = measure_speed(source, config, work)
+    return {
         "command": f"python tools/bench_store.py --store {config.store}",
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
@@ -73,29 +88,22 @@ def main(config: BenchConfig) -> None:
         "durable_writes": writes,
         "warm_reads": reads,
     }
-    for name in ("encodings", "durable_writes", "warm_reads"):
-        print(f"\n{name}")
-        for row, numbers in result[name].items():
-            print(f"  {row:28}" + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
-    if config.out:
-        write_text(config.out, json.dumps(result, indent=1) + "\n")
 
 
 def measure_encoding(source: FeatureStore, encoding: Encoding, work: Path) -> dict[str, float]:
     """Returns an encoding's size and its error on the tokens it keeps."""
-    shutil.rmtree(work, ignore_errors=True)
-    store = refill(source, work, encoding)
+    store = refill(source, work / "encoded", encoding)
     kept = sum(record.num_tokens for record in store.records.values())
-    size = stored_bytes(store) or 0
+    size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
     # A pooled map is held against the patches that its means stand for.
     whole = Encoding() if encoding.tokens == "pooled" else replace(encoding, values="bf16")
-    shutil.rmtree(work.with_name("exact"), ignore_errors=True)
-    exact = refill(source, work.with_name("exact"), whole)
+    exact = refill(source, work / "exact", whole)
     pairs = [image_tokens(store, exact, name) for name in store.ids]
     got, true = (np.concatenate(both).astype(np.float32) for both in zip(*pairs, strict=True))
     scaling = standardise(source.statistics())
     got_std, true_std = apply(scaling, got), apply(scaling, true)
-    shutil.rmtree(work.with_name("exact"))
+    for name in ("encoded", "exact"):
+        shutil.rmtree(work / name)
     return {
         "bytes_per_kept_value": size / kept / store.feature_width,
         "share_of_the_original": size / kept * tokens_of_training_set(encoding)
@@ -139,11 +147,12 @@ def refill(source: FeatureStore, path: Path, encoding: Encoding) -> FeatureStore
     return store
 
 
-def measure_speed(source: FeatureStore, config: BenchConfig) -> tuple[dict, dict]:
+def measure_speed(source: FeatureStore, config: BenchConfig, work: Path) -> tuple[dict, dict]:
     """Times each way of writing and reading the same views, in turn."""
     names = [source.ids[i % len(source)] for i in range(config.views)]
-    views = [np.array(source.read(name)) for name in names]
-    ways = make_ways(source, names, views, config.work)
+    # Turned by some channels, so that no two are alike: the caches know equal content.
+    views = [np.roll(source.read(name), i, axis=1) for i, name in enumerate(names)]
+    ways = make_ways(source, names, views, work)
     total = sum(view.nbytes for view in views)
     written: dict[str, list[float]] = {name: [] for name, (write, _) in ways.items() if write}
     read: dict[str, list[float]] = {name: [] for name in ways}
@@ -156,7 +165,6 @@ def measure_speed(source: FeatureStore, config: BenchConfig) -> tuple[dict, dict
         for name, (_, reader) in ways.items():
             seconds = timed(lambda r=reader: read_batches(r, views, config.batch_size))
             read[name] += [total / seconds / 1e6] if lap else []
-    shutil.rmtree(config.work)
     return compare(written, "plain file"), compare(read, "numpy memmap")
 
 
@@ -196,8 +204,6 @@ def make_ways(
 
     from bridge.from_torch import from_numpy, to_numpy
 
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     ids = [f"v{i}_train_0" for i in range(len(views))]
 
     def store_way(encoding: Encoding, cache: str) -> Way:
@@ -207,9 +213,12 @@ def make_ways(
         def write() -> None:
             shutil.rmtree(path, ignore_errors=True)
             store = FeatureStore.create(path, {**source.provenance, "golden": None}, None, encoding)
-            for i, view in enumerate(views):
-                frames = source.record(names[i]).frames
-                store.append(ids[i], view, frames, f"{i:064x}")
+
+            def append(i: int) -> None:
+                store.append(ids[i], views[i], source.record(names[i]).frames, f"{i:064x}")
+
+            with ThreadPoolExecutor(WRITERS) as pool:  # as extract does
+                list(pool.map(append, range(len(views))))
 
         def read(indices: list[int]) -> list[Features]:
             if not stores:

@@ -7,8 +7,8 @@ In the shape descriptions of this room: `S` stored tokens of one example, `F` te
     views/{view_digest}/scale/     zarr3 array f32[S], fp8 only
     moments/{view_digest}          mean and std over this view's tokens, f32[2, F] after a sha256
     manifest/{example_id}.json     written after its data: the example is complete
+    expected.json, configs/        which examples were to be filled in, by which extract config
     statistics.json                mean and std over the store, written when it is complete
-    covariance/values/             zarr3 array f32[F, F], only if asked for
 
 A view is known by the digest of what the teacher was shown, so identical views are stored once.
 Every file is written atomically by TensorStore, so a killed run leaves whole examples or none.

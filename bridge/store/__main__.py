@@ -19,8 +19,7 @@ from tqdm import tqdm
 from bridge import config as configs
 from bridge.errors import InputError
 from bridge.store import storage
-from bridge.store.check import Report, drop, verify
-from bridge.store.covariance import write_covariance
+from bridge.store.check import Report, free, verify
 from bridge.store.feature_store import FeatureStore
 
 
@@ -33,24 +32,19 @@ class StoreConfig:
     stats: mean, std and energy of the channels; info: whose features, how many, how large"""
     path: Annotated[str, tyro.conf.Positional]
     """the store: a folder, or a kvstore URL such as gs://bucket/folder"""
-    covariance: bool = False
-    """with stats: also compute the channels' covariance, which PHI-S scaling needs"""
 
 
 def main(config: StoreConfig) -> None:
     """Verify, repair or describe a feature store.
 
-    verify ends with exit code 1 if anything is damaged. repair takes out what verify names and
-    runs the extract command for it; do not run it beside an extraction into the same store.
+    verify ends with exit code 1 if anything is damaged. repair runs the extract command for what
+    verify names; do not run it beside an extraction into the same store.
     """
     store = FeatureStore(config.path)
     if config.action == "info":
         print(describe(store))
     elif config.action == "stats":
         print(describe_statistics(store))
-        if config.covariance:
-            write_covariance(store)
-            print("covariance: written")
     else:
         report = show_verify(store)
         if config.action == "repair":
@@ -78,30 +72,43 @@ def show_verify(store: FeatureStore) -> Report:
 
 
 def repair(store: FeatureStore, report: Report) -> None:
-    """Takes out what is damaged and extracts it again.
+    """Extracts again what is damaged; nothing is taken out before its replacement is there.
 
     Raises:
-        InputError: if the store does not know its extract config.
+        InputError: if the store does not know how an example was extracted; nothing is changed.
         SystemExit: with the extract command's exit code, if that fails.
     """
-    if report.is_whole and not report.leftovers:
+    freed = free(store, report.leftovers)
+    if freed:
+        print(f"freed: {len(freed)} files left over")
+    configs_of: dict[str, list[str]] = {}
+    expected = store.expected() if report.faults else {}
+    for name in report.faults:
+        if name not in expected:
+            raise InputError(
+                f"store {store.path}: {name}: not known how it was extracted; run the extract "
+                f"command with the flags it was filled with and --again True --only {name}"
+            )
+        configs_of.setdefault(expected[name], []).append(name)
+    for key, names in configs_of.items():
+        extract_again(store, key, names)
+    if not report.faults and report.statistics_fault:
+        store.write_statistics()
+        print("statistics: written anew")
+    elif report.is_whole and not freed:
         print("nothing to repair")
-        return
-    freed = drop(store, report)
-    print(f"taken out: {len(report.faults)} examples, {len(freed)} files left over")
-    if report.is_whole and not store.is_complete:
-        return
-    config = storage.read_key(store.kv, "config.yaml")
+
+
+def extract_again(store: FeatureStore, config_key: str, names: list[str]) -> None:
+    """Runs the extract command for some examples, with the config that first made them."""
+    config = storage.read_key(store.kv, f"configs/{config_key}.yaml")
     if config is None:
-        raise InputError(
-            f"store {store.path}: config.yaml: expected the config that filled the store, got "
-            "none; run the extract command with the flags it was filled with"
-        )
+        raise InputError(f"store {store.path}: configs/{config_key}.yaml: missing")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_bytes(config)
         command = [sys.executable, "-m", "teacher_torch.extract", "--config", str(path)]
-        command += ["--out", store.path, *(["--only", *report.faults] if report.faults else [])]
+        command += ["--out", store.path, "--again", "True", "--only", *names]
         code = subprocess.run(command, check=False).returncode
     if code:
         raise SystemExit(code)

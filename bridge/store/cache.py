@@ -12,6 +12,7 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 
+from bridge.errors import InputError
 from bridge.store.records import Features
 
 
@@ -34,7 +35,11 @@ def make_cache(kind: str) -> Cache:
     """Returns the cache that a config names: `ram`, `none`, or a folder."""
     if kind == "none":
         return RamCache(0)
-    return RamCache(available_memory() // 2) if kind == "ram" else MappedCache(Path(kind))
+    if kind == "ram":
+        return RamCache(available_memory() // 2)
+    if "/" not in kind:
+        raise InputError(f"cache: expected ram, none or a folder such as ./{kind}, got {kind}")
+    return MappedCache(Path(kind))
 
 
 class RamCache:
@@ -68,8 +73,8 @@ class RamCache:
 class MappedCache:
     """Decoded files in a folder, memory-mapped: shared by processes, larger than memory.
 
-    A file is named after the digest of what it decodes, so it can serve any number of stores and
-    never a wrong one. Losing the folder loses nothing.
+    A file is named after the digest of what it decodes, so it can serve any number of stores.
+    Losing the folder loses nothing; what is in it is trusted like memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,14 +85,18 @@ class MappedCache:
     def get(self, digest: str, make: Callable[[], Features]) -> Features:
         """See `Cache`."""
         path = self._folder / f"{digest}.npy"
-        with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: cut short
+        with contextlib.suppress(FileNotFoundError, ValueError, EOFError):  # cut short
             return np.load(path, mmap_mode="r").view(ml_dtypes.bfloat16)
+        features = make()
         partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
-        with partial.open("wb") as file:
-            np.save(file, make().view(np.uint16))  # numpy's format does not know bf16
-            file.flush()
-            os.fsync(file.fileno())  # or a crash could leave the name without the bytes
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.save(file, features.view(np.uint16))  # numpy's format does not know bf16
+                file.flush()
+                os.fsync(file.fileno())  # or a crash could leave the name without the bytes
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         return np.load(path, mmap_mode="r").view(ml_dtypes.bfloat16)
 
     def has(self, digest: str) -> bool:
@@ -96,10 +105,18 @@ class MappedCache:
 
 
 def available_memory() -> int:
-    """Returns the bytes that are free for new work: Linux's estimate, or half of all."""
+    """Returns the bytes that are free for new work: Linux's estimate, or half of all.
+
+    A container or a job may have less than the machine: its control group says so.
+    """
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+                free = int(line.split()[1]) * 1024
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no such group, or no limit: "max"
+        limit = int((group / "memory.max").read_text())
+        free = min(free, max(0, limit - int((group / "memory.current").read_text())))
+    return free

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a store, and takes it out so that extraction makes it anew."""
+"""Finds what is wrong with a store; an outage is no damage and ends the search."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bridge.errors import InputError
 from bridge.store import storage
 from bridge.store.feature_store import FeatureStore
 from bridge.store.records import Record
@@ -59,24 +60,12 @@ def verify(store: FeatureStore, progress: Callable[[int], object] = lambda _: No
     )
 
 
-def drop(store: FeatureStore, report: Report) -> list[str]:
-    """Deletes what a report says is wrong; returns the leftovers deleted.
+def free(store: FeatureStore, leftovers: list[str]) -> list[str]:
+    """Deletes old leftovers and the folders they leave empty; only a file system tells ages.
 
-    The manifest entry goes first: killed half-way, the example is missing rather than damaged.
+    Returns:
+        What was deleted.
     """
-    storage.delete_key(store.kv, "statistics.json")
-    for name in report.faults:
-        storage.delete_key(store.kv, f"manifest/{name}.json")
-    for name in report.faults:
-        if name in store.records:
-            digest = store.records[name].view_digest
-            storage.delete_folder(store.kv, f"views/{digest}")
-            storage.delete_key(store.kv, f"moments/{digest}")
-    return _free(store, report.leftovers)
-
-
-def _free(store: FeatureStore, leftovers: list[str]) -> list[str]:
-    """Deletes old leftovers and the folders they leave empty; only a file system tells ages."""
     root = storage.local_folder(store.kv)
     if root is None:
         return []
@@ -113,6 +102,11 @@ def _view_faults(
             moments = storage.read_key(store.kv, f"moments/{digest}")
             read_moments(moments, records[0].num_tokens, store.feature_width)
         except ValueError as error:
+            if storage.is_outage(error):
+                raise InputError(
+                    f"store {store.path}: cannot be read: {storage.short(error)}; this says "
+                    "nothing of its contents: try again"
+                ) from None
             yield digest, storage.short(error)
         else:
             yield digest, None
@@ -136,6 +130,8 @@ def _statistics_fault(store: FeatureStore) -> str | None:
 
 
 def _leftovers(store: FeatureStore) -> list[str]:
+    if store.is_subset or store.damaged:  # what the others need is not known
+        return []
     known = {record.view_digest for record in store.records.values()}
     keys = [key for folder in ("moments", "views") for key in storage.list_keys(store.kv, folder)]
     keys = [key for key in keys if key.split("/")[1] not in known]

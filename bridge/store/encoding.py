@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +39,7 @@ _ZSTD = {"name": "zstd", "configuration": {"level": 1}}
 _CRC = {"name": "crc32c"}
 # Stored by raw size, measured on 5 task views of random full-size GR00T; DINOv2 does better, and
 # noise with a scale per channel worse (0.81).
-TYPICAL_RATIO = {"bf16": 0.65, "fp8": 0.82}
+_TYPICAL_RATIO = {"bf16": 0.65, "fp8": 0.82}
 _E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
@@ -51,6 +51,14 @@ class Encoding:
     """all; shown: only patches that show a grid's cells; pooled: 8 x 8 means of each frame's map"""
     values: Literal["bf16", "fp8"] = "bf16"
     """bf16: exact; fp8: e4m3 with one scale a token, half the size"""
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        for name, kind in get_type_hints(Encoding).items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name}: expected one of {get_args(kind)}, got {getattr(self, name)!r}"
+                )
 
     def encode(
         self, features: Features, frames: Sequence[FrameTokens]
@@ -84,10 +92,11 @@ class Encoding:
 
     def array_specs(self, num_tokens: int, width: int) -> dict[str, dict[str, Any]]:
         """Returns the zarr3 metadata of each array of an example."""
+        shape = (num_tokens, width)
         if self.values == "bf16":
-            return {"values": array_metadata("bfloat16", (num_tokens, width), _SHUFFLE_ZSTD)}
+            return {"values": array_metadata("bfloat16", shape, _SHUFFLE_ZSTD)}
         return {
-            "values": array_metadata("float8_e4m3fn", (num_tokens, width), _ZSTD),
+            "values": array_metadata("float8_e4m3fn", shape, _ZSTD),
             "scale": array_metadata("float32", (num_tokens,)),
         }
 
@@ -96,6 +105,10 @@ class Encoding:
         if self.tokens == "all":
             return total
         return sum(rows * cols for rows, cols in (self._map_sides(*grid) for grid in grids))
+
+    def typical_bytes(self, num_bytes: int) -> int:
+        """Returns what so many bytes take once compressed, going by what was measured."""
+        return round(num_bytes * _TYPICAL_RATIO[self.values])
 
     def num_bytes(self, num_tokens: int, width: int) -> int:
         """Returns the size of an example with `num_tokens` kept tokens before compression."""
@@ -143,8 +156,11 @@ class Encoding:
 def array_metadata(
     dtype: str, shape: tuple[int, ...], compressor: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Returns zarr3 metadata of an array in one chunk."""
+    """Returns zarr3 metadata of an array in one chunk: all that its zarr.json holds."""
     return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "fill_value": 0.0,
         "shape": list(shape),
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +24,7 @@ from bridge.store.provenance import (
     check_golden,
     check_provenance,
     is_same_code,
+    parse_provenance,
 )
 from bridge.store.records import (
     Features,
@@ -50,20 +53,21 @@ class FeatureStore:
             InputError: if there is no store, or one of another schema.
         """
         self.kv = storage.open_kvstore(path)
-        self.path = self.kv.url if isinstance(path, ts.KvStore) else str(path)
+        self.path = storage.name_of(self.kv) if isinstance(path, ts.KvStore) else str(path)
         text = storage.read_key(self.kv, "store.json")
         if text is None:
             raise InputError(
                 f"store {self.path}: expected a feature store, got none; "
                 "write one with python -m teacher_torch.extract"
             )
-        self.provenance = _parse_provenance(text, self.path)
+        self.provenance = parse_provenance(text, self.path)
         self.encoding = Encoding(**self.provenance["encoding"])
         self.cache = make_cache(cache)
+        self.is_subset = False
         self.records: dict[str, Record] = {}
         self.damaged: dict[str, str] = {}  # example_id -> what is wrong with its manifest entry
         self._load_records()
-        self._appended = False
+        self._is_complete = storage.read_key(self.kv, "statistics.json") is not None
 
     @staticmethod
     def create(
@@ -88,26 +92,40 @@ class FeatureStore:
         Raises:
             InputError: if a store of another provenance is there, naming the first difference.
         """
+        kv = storage.open_kvstore(path)
+        wanted = {"schema": SCHEMA, **provenance, "encoding": asdict(encoding or Encoding())}
+        # Of two writers that start together, one makes the store and the other is held against it.
+        text = json.dumps({**wanted, "golden": golden}, indent=1)
+        storage.write_key(kv, "store.json", text, if_missing=True)
+        store = FeatureStore(kv if isinstance(path, ts.KvStore) else path)
+        store.check_same(provenance, encoding, accept_code=accept_code)
+        check_golden(store.provenance.get("golden"), golden, store.path)
+        written_by = store.provenance.get("code")
+        if not is_same_code(written_by, provenance.get("code")):
+            store.provenance["code"] = sorted({*(written_by or ()), *provenance["code"]})
+            storage.write_key(kv, "store.json", json.dumps(store.provenance, indent=1))
+        return store
+
+    def check_same(
+        self,
+        provenance: Mapping[str, Any],
+        encoding: Encoding | None = None,
+        *,
+        accept_code: bool = False,
+    ) -> None:
+        """Refuses to be written to by a run of another provenance; arguments as for `create`.
+
+        Raises:
+            InputError: naming the first difference.
+        """
         about = {"schema": SCHEMA, **provenance, "encoding": asdict(encoding or Encoding())}
         wanted = json.loads(json.dumps(about))
-        kv = storage.open_kvstore(path)
-        there = kv.read("store.json").result()
-        if there.state != "value":
-            # Only if still missing: of two writers that start together, one makes the store and
-            # the other is held against it.
-            text = json.dumps({**wanted, "golden": golden}, indent=1)
-            kv.write("store.json", text, if_equal=there.stamp.generation).result()
-        store = FeatureStore(kv if isinstance(path, ts.KvStore) else path)
-        written_by = store.provenance.get("code")
-        if accept_code and not is_same_code(written_by, wanted.get("code")):
-            store.provenance["code"] = sorted({*(written_by or ()), *wanted["code"]})
-            storage.write_key(kv, "store.json", json.dumps(store.provenance, indent=1))
         hint = "give another --out, or delete the store"
-        if not is_same_code(store.provenance.get("code"), wanted.get("code")):
+        if not is_same_code(self.provenance.get("code"), wanted.get("code")):
             hint += "; if the change cannot alter features, --accept_code True"
-        check_provenance(store.provenance, wanted, store.path, hint)
-        check_golden(store.provenance.get("golden"), golden, store.path)
-        return store
+            if accept_code:
+                wanted["code"] = self.provenance.get("code")
+        check_provenance(self.provenance, wanted, self.path, hint)
 
     @property
     def feature_width(self) -> int:
@@ -119,17 +137,22 @@ class FeatureStore:
         """The examples by name, sorted: `store[i]` is that of `ids[i]`."""
         return list(self.records)
 
+    @property
+    def views(self) -> dict[str, Record]:
+        """One record of each distinct view, by its digest."""
+        return {record.view_digest: record for record in self.records.values()}
+
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, which: int | str) -> Features:
-        return self.read(self.ids[which] if isinstance(which, int) else which)
+    def __getitem__(self, which: SupportsIndex | str) -> Features:
+        return self.read(which if isinstance(which, str) else self.ids[operator.index(which)])
 
     def of_tasks(self, task_ids: Iterable[str]) -> FeatureStore:
-        """Returns the same store with only these tasks' examples; the cache is shared."""
+        """Returns the same store with only these tasks' examples, to read; it shares the cache."""
         wanted = set(task_ids)
         subset = FeatureStore.__new__(FeatureStore)
-        subset.__dict__.update(self.__dict__)
+        subset.__dict__.update(self.__dict__, is_subset=True)
         subset.records = {n: r for n, r in self.records.items() if r.task_id in wanted}
         return subset
 
@@ -154,43 +177,65 @@ class FeatureStore:
             InputError: if they are not finite, or the disk is full.
         """
         names = [example_ids] if isinstance(example_ids, str) else list(example_ids)
+        for name in names:
+            check_example_id(name)
         if features.dtype != ml_dtypes.bfloat16 or features.shape[1:] != (self.feature_width,):
             raise ValueError(
                 f"features of {names[0]}: expected bfloat16 [S, {self.feature_width}], "
                 f"got {features.dtype} {list(features.shape)}"
             )
-        for name in names:
-            check_example_id(name)
         arrays, kept = self.encoding.encode(features, tuple(frames))
         check_frames(kept, len(arrays["values"]))
-        if not self._appended:
-            storage.delete_key(self.kv, "statistics.json")  # of fewer examples: no longer true
-            storage.delete_folder(self.kv, "covariance")
-            self._appended = True
-        specs = self.encoding.array_specs(len(arrays["values"]), self.feature_width)
-        wait = storage.start_write(self.kv, f"views/{view_digest}", arrays, specs)
-        # Meanwhile: nothing counts before the manifest says so.
         moments = statistics_of(self.encoding.decode(arrays))
+        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.std).all()):
+            raise InputError(f"features of {names[0]}: not finite; nothing was stored of it")
+        self._forget_completeness()
+        specs = self.encoding.array_specs(len(arrays["values"]), self.feature_width)
+        beside = {f"moments/{view_digest}": moments.to_bytes()}
+        wait = storage.start_write(self.kv, f"views/{view_digest}", arrays, specs, beside)
         digest = storage.digest_arrays(arrays)
         wait()
-        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.std).all()):
-            storage.delete_folder(self.kv, f"views/{view_digest}")
-            raise InputError(f"features of {names[0]}: not finite; nothing was stored of it")
-        storage.write_key(self.kv, f"moments/{view_digest}", moments.to_bytes())
         record = Record(names[0], view_digest, moments.num_tokens, digest, kept)
-        for name in names:
+        sharing = [n for n, r in self.records.items() if r.view_digest == view_digest]
+        for name in dict.fromkeys([*names, *sharing]):
             self.link(name, record)
 
     def link(self, example_id: str, record: Record) -> None:
         """Acknowledges an example whose view is already stored."""
         check_example_id(example_id)
+        self._forget_completeness()
         record = replace(record, example_id=example_id)
         storage.write_key(self.kv, f"manifest/{example_id}.json", record.to_json())
         self.records[example_id] = record
+        self.damaged.pop(example_id, None)
 
-    def write_config(self, text: str) -> None:
-        """Keeps the resolved config that filled the store, as config.yaml."""
-        storage.write_key(self.kv, "config.yaml", text)
+    def expect(self, example_ids: Iterable[str], config: str) -> None:
+        """Notes which examples a run is to fill in, and its config, before it starts.
+
+        The store is complete when it holds what all runs together were to fill in; `repair` finds
+        there how to extract an example again.
+        """
+        key = hashlib.sha256(config.encode()).hexdigest()[:16]
+        expected = self.expected()
+        wanted = {**dict.fromkeys(example_ids, key), **expected}  # the first config stays
+        if wanted != expected:
+            storage.write_key(self.kv, f"configs/{key}.yaml", config)
+            text = json.dumps(dict(sorted(wanted.items())), indent=0)
+            storage.write_key(self.kv, "expected.json", text)
+
+    def expected(self) -> dict[str, str]:
+        """Returns example_id -> the key of the config that was to fill it in."""
+        text = storage.read_key(self.kv, "expected.json")
+        try:
+            value = {} if text is None else json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(
+                f"store {self.path}: expected.json is damaged; delete it and run the extract "
+                "command again, which writes it anew and extracts nothing twice"
+            )
+        return value
 
     def record(self, example_id: str) -> Record:
         """Returns the manifest entry of an example.
@@ -222,18 +267,14 @@ class FeatureStore:
             InputError: as `read`.
         """
         records = [self.record(name) for name in example_ids]
-        pending = {
-            record.digest: self._start(record)
-            for record in records
-            if not self.cache.has(record.digest)
-        }
+        pending = {r.digest: self._start(r) for r in records if not self.cache.has(r.digest)}
 
         def decode(record: Record) -> Callable[[], Features]:
             return lambda: self.encoding.decode(
                 self._finish(record, pending.get(record.digest) or self._start(record))
             )
 
-        return [self.cache.get(r.digest, decode(r)) for r in records]
+        return [self.cache.get(record.digest, decode(record)) for record in records]
 
     def batch(
         self, example_ids: Sequence[str], bucket: int = 1
@@ -256,51 +297,54 @@ class FeatureStore:
             place[len(part) :] = 0
         return features, mask
 
-    def moments(self, example_ids: Sequence[str]) -> list[Statistics]:
-        """Returns the statistics of single examples, from what was stored beside them."""
-        records = [self.record(name) for name in example_ids]
-        pending = [self.kv.read(f"moments/{record.view_digest}") for record in records]
-        moments: list[Statistics] = []
-        for record, future in zip(records, pending, strict=True):
-            try:
-                data = future.result()
-                found = data.value if data.state == "value" else None
-                moments.append(read_moments(found, record.num_tokens, self.feature_width))
-            except ValueError as error:
-                raise self._damage(record.example_id, storage.short(error)) from None
-        return moments
-
     def statistics(self, example_ids: Sequence[str] | None = None) -> Statistics:
         """Returns mean and std per channel over all tokens of some examples, or of all.
 
-        No features are read: every example's own moments are stored beside it and merged.
+        No features are read: every view's own moments are stored beside it and merged.
 
         Raises:
             InputError: if the store holds none of them.
         """
-        names = self.ids if example_ids is None else sorted(example_ids)
-        if not names:
+        records = [self.record(n) for n in (self.ids if example_ids is None else example_ids)]
+        if not records:
             raise InputError(
                 f"store {self.path}: holds no example yet; run the extract command again, it goes "
                 "on where it stopped"
             )
-        return merge(self.moments(names))
+        pending = [self.kv.read(f"moments/{record.view_digest}") for record in records]
+        moments: list[Statistics] = []
+        for record, future in zip(records, pending, strict=True):
+            try:
+                found = future.result()
+                data = found.value if found.state == "value" else None
+                moments.append(read_moments(data, record.num_tokens, self.feature_width))
+            except ValueError as error:
+                raise self._read_error(record.example_id, error) from None
+        return merge(moments)
 
     def write_statistics(self) -> Statistics:
         """Saves the statistics of the whole store, which says that it is complete."""
+        self._check_whole()
         statistics = self.statistics()
         storage.write_key(self.kv, "statistics.json", json.dumps(statistics.to_json()))
+        self._is_complete = True
         return statistics
 
     @property
     def is_complete(self) -> bool:
-        """Whether extraction finished."""
-        return storage.read_key(self.kv, "statistics.json") is not None
+        """Whether everything expected is there, and the statistics of it."""
+        return self._is_complete
 
-    @property
-    def views(self) -> dict[str, Record]:
-        """One record of each distinct view, by its digest."""
-        return {record.view_digest: record for record in self.records.values()}
+    def _forget_completeness(self) -> None:
+        """The statistics are about to be of fewer examples than there are."""
+        self._check_whole()
+        if self._is_complete:
+            storage.delete_key(self.kv, "statistics.json")
+            self._is_complete = False
+
+    def _check_whole(self) -> None:
+        if self.is_subset:
+            raise ValueError(f"store {self.path}: a subset by task is to be read only")
 
     def _start(self, record: Record) -> dict[str, ts.Future]:
         specs = self.encoding.array_specs(record.num_tokens, self.feature_width)
@@ -310,7 +354,14 @@ class FeatureStore:
         try:
             return {name: future.result() for name, future in pending.items()}
         except ValueError as error:
-            raise self._damage(record.example_id, storage.short(error)) from None
+            raise self._read_error(record.example_id, error) from None
+
+    def _read_error(self, example_id: str, error: ValueError) -> InputError:
+        if storage.is_outage(error):
+            return InputError(
+                f"store {self.path}: cannot read {example_id}: {storage.short(error)}"
+            )
+        return self._damage(example_id, storage.short(error))
 
     def _damage(self, example_id: str, fault: str) -> InputError:
         return InputError(
@@ -324,30 +375,9 @@ class FeatureStore:
         reading = [self.kv.read(key) for key in keys]
         for key, entry in zip(keys, reading, strict=True):
             name = key.removeprefix("manifest/").removesuffix(".json")
+            with storage.told(self.kv, f"read {key}"):
+                text = entry.result().value
             try:
-                self.records[name] = read_record(name, entry.result().value)
+                self.records[name] = read_record(name, text)
             except ValueError as error:
                 self.damaged[name] = str(error)
-
-
-def _parse_provenance(text: bytes, path: str) -> dict[str, Any]:
-    hint = "restore store.json from a copy, or extract to another --out"
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(f"store {path}: store.json is damaged: expected JSON; {hint}")
-    if value.get("schema") != SCHEMA:
-        raise InputError(
-            f"store {path}: schema: expected {SCHEMA}, got {value.get('schema')}; it was written "
-            "by another version: extract again to another --out"
-        )
-    try:
-        Encoding(**value["encoding"])
-        int(value["feature_width"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"store {path}: store.json lacks a valid encoding or width; {hint}"
-        ) from None
-    return value

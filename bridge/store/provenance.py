@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bridge.errors import InputError
+from bridge.store.encoding import Encoding
 
 SCHEMA = 2
+MAX_WIDTH = 1 << 16  # bounds what a damaged store.json can make a reader allocate
 GOLDEN_TOLERANCE = 0.02  # stds; bf16 and f32 differ by less in the mean over a view
 # Told, never compared: rounding and versions differ between machines; `check_golden` judges them.
 TOLD = ("golden", "versions")
@@ -72,3 +75,31 @@ def check_golden(
                 f"expected {got[name]:.4g}; same weights, other computation: check dtype and "
                 "versions, or give another --out"
             )
+
+
+def parse_provenance(text: bytes, path: str) -> dict[str, Any]:
+    """Reads store.json.
+
+    Raises:
+        InputError: if it is damaged, or of another schema.
+    """
+    hint = "restore store.json from a copy, or extract to another --out"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"store {path}: store.json is damaged: expected JSON; {hint}")
+    if value.get("schema") != SCHEMA:
+        raise InputError(
+            f"store {path}: schema: expected {SCHEMA}, got {value.get('schema')}; it was written "
+            "by another version: extract again to another --out"
+        )
+    try:
+        Encoding(**value["encoding"])
+        valid = 1 <= value["feature_width"] <= MAX_WIDTH
+    except (KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputError(f"store {path}: store.json lacks a valid encoding or width; {hint}")
+    return value

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from bridge.arc import MAX_SIDE
 from bridge.errors import InputError
-from bridge.views import PATCHES
+from bridge.views import PATCHES, Role
 
 Features = npt.NDArray[Any]  # bf16[S, F]
 # Both become parts of keys, so neither may climb out of the store.
 EXAMPLE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
-MAX_TOKENS = 1 << 17  # bounds what a damaged or hostile manifest can make a reader allocate
+ROLES = get_args(Role)
+MAX_TOKENS = 1 << 15  # bounds what a damaged or hostile manifest can make a reader allocate
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,9 @@ class Record:
         return self.example_id.rsplit("_", 2)[0]
 
     def to_json(self) -> bytes:
-        """Returns the manifest file."""
-        return json.dumps(asdict(self)).encode()
+        """Returns the manifest file; its last field is the sha256 of all others."""
+        value = asdict(self)
+        return json.dumps({**value, "check": _digest(value)}).encode()
 
 
 def read_record(name: str, text: bytes) -> Record:
@@ -80,6 +84,8 @@ def read_record(name: str, text: bytes) -> Record:
     """
     try:
         value = json.loads(text)
+        if value.pop("check") != _digest(value):
+            raise ValueError("is not as it was written")
         frames = tuple(FrameTokens(**frame) for frame in value.pop("frames"))
         record = Record(frames=frames, **value)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -96,6 +102,11 @@ def read_record(name: str, text: bytes) -> Record:
     return record
 
 
+def _digest(value: dict[str, Any]) -> str:
+    """Returns the sha256 of JSON values, however they are spaced and ordered."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def check_frames(frames: tuple[FrameTokens, ...], num_tokens: int) -> None:
     """Refuses frames whose tokens do not lie among the example's.
 
@@ -103,6 +114,8 @@ def check_frames(frames: tuple[FrameTokens, ...], num_tokens: int) -> None:
         ValueError: naming the first such frame.
     """
     for i, frame in enumerate(frames):
+        if frame.role not in ROLES:
+            raise ValueError(f"frame {i}: role: expected one of {ROLES}, got {frame.role!r}")
         numbers = [value for key, value in asdict(frame).items() if key != "role"]
         if not all(type(number) is int for number in numbers):
             raise ValueError(f"frame {i}: expected whole numbers, got {numbers}")
@@ -110,6 +123,10 @@ def check_frames(frames: tuple[FrameTokens, ...], num_tokens: int) -> None:
         covered = frame.pool * max(frame.map_rows, frame.map_cols)
         if min(sizes) < 1 or covered > PATCHES or frame.first_token < 0:
             raise ValueError(f"frame {i}: sizes {sizes} do not fit a {PATCHES} x {PATCHES} map")
+        if not (1 <= frame.rows <= MAX_SIDE and 1 <= frame.cols <= MAX_SIDE):
+            raise ValueError(f"frame {i}: expected sides of 1..{MAX_SIDE}")
+        if frame.demonstration < -1 or (frame.demonstration == -1) != (frame.role == "query"):
+            raise ValueError(f"frame {i}: {frame.role} of demonstration {frame.demonstration}")
         if frame.first_token + frame.num_tokens > num_tokens:
             raise ValueError(f"frame {i}: its tokens end after the example's {num_tokens}")
 

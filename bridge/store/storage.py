@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,13 @@ _ZARR = {
     "fill_missing_data_reads": False,
     "store_data_equal_to_fill_value": True,
 }
+# ENOSPC, EDQUOT, EFBIG: no space, no quota, no larger file. Only a file system says these.
+_FULL = re.compile(r"os_error_code='(28|122|27)'")
+# What an outage answers, as against bytes that are not those written.
+_OUTAGES = (
+    "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "UNAVAILABLE", "UNKNOWN",
+)  # fmt: skip
 Specs = dict[str, dict[str, Any]]  # array name -> zarr3 metadata
 
 
@@ -35,6 +44,8 @@ def open_kvstore(path: str | Path | ts.KvStore) -> ts.KvStore:
         InputError: if it is none of these.
     """
     if isinstance(path, ts.KvStore):
+        if path.path and not path.path.endswith("/"):
+            raise InputError(f"store {name_of(path)}: expected a kvstore whose path ends in '/'")
         return path
     text = str(path)
     try:
@@ -44,106 +55,123 @@ def open_kvstore(path: str | Path | ts.KvStore) -> ts.KvStore:
         if "://" in text:
             return ts.KvStore.open(_folder(text)).result()
         return ts.KvStore.open({"driver": "file", "path": f"{Path(text).resolve()}/"}).result()
-    except ValueError as error:
-        fault = str(error).split("[")[0].strip()
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"store {text}: expected a folder, a kvstore URL or a spec as JSON, got: {fault}"
+            f"store {text}: expected a folder, a kvstore URL or a spec as JSON, got: {short(error)}"
         ) from None
+
+
+@contextlib.contextmanager
+def told(kv: ts.KvStore, doing: str) -> Generator[None]:
+    """Turns what TensorStore raises within into one line for the user."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"store {name_of(kv)}: cannot {doing}: {short(error)}") from None
 
 
 def read_key(kv: ts.KvStore, key: str) -> bytes | None:
     """Returns a key's value, or None where there is none."""
-    result = kv.read(key).result()
+    with told(kv, f"read {key}"):
+        result = kv.read(key).result()
     return result.value if result.state == "value" else None
 
 
-def write_key(kv: ts.KvStore, key: str, value: bytes | str) -> None:
+def write_key(kv: ts.KvStore, key: str, value: bytes | str, *, if_missing: bool = False) -> None:
     """Writes a key; when this returns it is durable.
 
+    Args:
+        kv: where.
+        key: which.
+        value: what.
+        if_missing: leave what is there, also what another writer puts there meanwhile.
+
     Raises:
-        InputError: if the disk is full.
+        InputError: if it cannot be written.
     """
     data = value.encode() if isinstance(value, str) else value
     try:
-        kv.write(key, data).result()
+        if if_missing:
+            there = kv.read(key).result()
+            if there.state != "value":
+                kv.write(key, data, if_equal=there.stamp.generation).result()
+        else:
+            kv.write(key, data).result()
     except ValueError as error:
-        raise _write_error(kv, key, len(data), error) from None
+        raise write_error(kv, key, len(data), error) from None
 
 
 def delete_key(kv: ts.KvStore, key: str) -> None:
     """Deletes a key if it is there."""
-    kv.write(key, None).result()
+    with told(kv, f"delete {key}"):
+        kv.write(key, None).result()
 
 
 def delete_folder(kv: ts.KvStore, folder: str) -> None:
     """Deletes every key under `folder/`, and on a file system the folder, as far as it is there."""
-    kv.delete_range(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()  # '0' follows '/'
+    with told(kv, f"delete {folder}"):
+        kv.delete_range(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()  # '0' is next
     if (root := local_folder(kv)) is not None:
         shutil.rmtree(root / folder, ignore_errors=True)
 
 
-def start_write(kv: ts.KvStore, folder: str, arrays: Arrays, specs: Specs) -> Callable[[], None]:
-    """Starts writing arrays under a folder.
+def list_keys(kv: ts.KvStore, folder: str) -> list[str]:
+    """Returns the keys under a folder, relative to the store, sorted."""
+    with told(kv, f"list {folder}"):
+        found = kv.list(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()
+    return sorted(key.decode(errors="replace") for key in found)
+
+
+def start_write(
+    kv: ts.KvStore, folder: str, arrays: Arrays, specs: Specs, beside: dict[str, bytes]
+) -> Callable[[], None]:
+    """Starts writing arrays under a folder, and other keys beside, all at the same time.
 
     Returns:
         What waits for them: when it returns they are durable; it raises `InputError` if the disk
         is full.
     """
-    try:
-        try:
-            writing = _start_write(kv, folder, arrays, specs)
-        except ValueError as error:
-            # Metadata that does not fit: what a killed writer or a bad disk left goes first.
-            if is_full(error):
-                raise
-            delete_folder(kv, folder)
-            writing = _start_write(kv, folder, arrays, specs)
-    except ValueError as error:
-        raise _write_error(kv, folder, _size(arrays), error) from None
+    size = sum(array.nbytes for array in arrays.values())
+    metadata = {
+        f"{folder}/{name}/zarr.json": json.dumps(specs[name], indent=1).encode() for name in arrays
+    }
+    with told(kv, f"write {folder}"):
+        opened = _open_arrays(kv, folder, {name: specs[name] for name in arrays})
+    writing = [opened[name][...].write(array) for name, array in arrays.items()]
+    writing += [kv.write(key, data) for key, data in (metadata | beside).items()]
 
     def wait() -> None:
         try:
             for pending in writing:
                 pending.result()
         except ValueError as error:
-            raise _write_error(kv, folder, _size(arrays), error) from None
+            raise write_error(kv, folder, size, error) from None
 
     return wait
 
 
-def _start_write(
-    kv: ts.KvStore, folder: str, arrays: Arrays, specs: Specs
-) -> list[ts.WriteFutures]:
-    opening = {
-        name: ts.open(
-            {**_ZARR, "metadata": specs[name]},
-            kvstore=kv / f"{folder}/{name}/",
-            create=True,
-            open=True,
-        )
-        for name in arrays
-    }
-    for pending in opening.values():
-        pending.exception()  # all of them end before the first error is raised
-    return [opening[name].result()[...].write(array) for name, array in arrays.items()]
-
-
-def read_arrays(kv: ts.KvStore, folder: str, specs: Specs) -> dict[str, ts.Future]:
-    """Starts reading arrays whose metadata is known; damage shows when a future is asked.
-
-    The metadata on disk is not read: one file less, and one less that can be damaged.
-    """
+def _open_arrays(kv: ts.KvStore, folder: str, specs: Specs) -> dict[str, ts.TensorStore]:
+    """Opens arrays whose metadata is known, so that neither reading nor writing waits for it."""
     return {
         name: ts.open(
             {**_ZARR, "metadata": metadata},
             kvstore=kv / f"{folder}/{name}/",
             open=True,
             assume_metadata=True,
-        )
-        .result()[...]
-        .read()
+        ).result()
         for name, metadata in specs.items()
     }
+
+
+def read_arrays(kv: ts.KvStore, folder: str, specs: Specs) -> dict[str, ts.Future]:
+    """Starts reading arrays; damage shows when a future is asked.
+
+    The metadata on disk is not read: one file less, and one less that can be damaged.
+    """
+    opened = _open_arrays(kv, folder, specs)
+    return {name: array[...].read() for name, array in opened.items()}
 
 
 def check_metadata(kv: ts.KvStore, folder: str, specs: Specs) -> None:
@@ -158,26 +186,42 @@ def check_metadata(kv: ts.KvStore, folder: str, specs: Specs) -> None:
                 {**_ZARR, "metadata": metadata}, kvstore=kv / f"{folder}/{name}/", open=True
             ).result()
         except ValueError as error:
+            if is_outage(error):
+                raise
             raise ValueError(f"{name}/zarr.json: {short(error)}") from None
 
 
 def digest_arrays(arrays: Arrays) -> str:
-    """Returns the sha256 of arrays' bytes, by name, little-endian."""
+    """Returns the sha256 of arrays: name, dtype, shape and bytes, little-endian."""
     total = hashlib.sha256()
     for name in sorted(arrays):
-        total.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+        array = arrays[name]
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
-def short(error: ValueError) -> str:
+def short(error: Exception) -> str:
     """Returns the first part of a TensorStore message, without its source locations."""
     return " ".join(str(error).split("[tensorstore_spec")[0].split("[source")[0].split())[:160]
 
 
+def is_outage(error: ValueError) -> bool:
+    """Whether a store could not be asked, which says nothing of its bytes."""
+    return str(error).startswith(_OUTAGES)
+
+
 def is_full(error: ValueError) -> bool:
     """Whether a write failed for want of space: disk, quota, or largest file."""
-    return any(
-        word in str(error) for word in ("RESOURCE_EXHAUSTED", "No space left", "quota", "too large")
+    return _FULL.search(str(error)) is not None
+
+
+def name_of(kv: ts.KvStore) -> str:
+    """Returns a store's folder or URL."""
+    spec = kv.spec().to_json()  # its own URL is not written for every driver
+    path = spec.get("path", "")
+    return (
+        path if spec["driver"] == "file" else f"{spec['driver']}://{spec.get('bucket', '')}/{path}"
     )
 
 
@@ -196,26 +240,17 @@ def free_bytes(kv: ts.KvStore) -> int | None:
     return shutil.disk_usage(there).free
 
 
-def list_keys(kv: ts.KvStore, folder: str) -> Iterable[str]:
-    """Returns the keys under a folder, relative to the store, sorted."""
-    found = kv.list(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()
-    return sorted(key.decode(errors="replace") for key in found)
-
-
-def _size(arrays: Arrays) -> int:
-    return sum(array.nbytes for array in arrays.values())
+def write_error(kv: ts.KvStore, key: str, size: int, error: ValueError) -> InputError:
+    """Returns what to tell of a write that failed."""
+    if not is_full(error):
+        return InputError(f"store {name_of(kv)}: cannot write {key}: {short(error)}")
+    free = free_bytes(kv)
+    left = "" if free is None else f", {free:,} are free"
+    return InputError(
+        f"store {name_of(kv)}: disk full: {key} needs {size:,} bytes{left}; what is in the "
+        "manifest is safe: free some space and run the same command again"
+    )
 
 
 def _folder(path: str) -> str:
     return path if not path or path.endswith("/") else path + "/"
-
-
-def _write_error(kv: ts.KvStore, key: str, size: int, error: ValueError) -> InputError:
-    where = kv.url if local_folder(kv) is None else str(local_folder(kv))
-    if not is_full(error):
-        return InputError(f"store {where}: cannot write {key}: {short(error)}")
-    free = free_bytes(kv)
-    return InputError(
-        f"store {where}: disk full: {key} needs {size:,} bytes, {free or 0:,} are free; "
-        "what is in the manifest is safe: free some space and run the same command again"
-    )

@@ -5,11 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import InputError
-from bridge.scaling import apply, hadamard, no_scaling, phi_s, standardise
+from bridge.scaling import apply, covariance_of, hadamard, no_scaling, phi_s, standardise
 from bridge.store import FeatureStore
-from bridge.store.covariance import read_covariance, write_covariance
 from bridge.store.statistics import merge, statistics_of
-from tests.bridge.stores import PROVENANCE, append, make_store
+from tests.bridge.stores import PROVENANCE, make_store
 
 
 @pytest.fixture
@@ -66,15 +65,9 @@ def test_statistics_of_an_empty_store_say_what_to_do(tmp_path):
         store.statistics()
 
 
-def test_covariance_equals_numpy_and_goes_when_examples_come(store):
-    with pytest.raises(InputError, match=r"stats .* --covariance True"):
-        read_covariance(store)
-    write_covariance(store)
-    expected = np.cov(everything(store).T, bias=True)
-    np.testing.assert_allclose(read_covariance(store), expected, rtol=1e-4, atol=1e-4)
-    append(FeatureStore(store.path), "b_train_0")
-    with pytest.raises(InputError, match="covariance"):
-        read_covariance(FeatureStore(store.path))
+def test_covariance_equals_numpy(store):
+    got = covariance_of(store, store.statistics())
+    np.testing.assert_allclose(got, np.cov(everything(store).T, bias=True), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [1, 2, 4, 12, 20, 48, 384, 768, 1152, 2048])
@@ -97,9 +90,8 @@ def test_standardise_gives_each_channel_mean_0_and_std_1(store):
 
 
 def test_phi_s_gives_equal_variances_and_keeps_proportions(store):
-    write_covariance(store)
     values = everything(store)
-    scaling = phi_s(store.statistics(), read_covariance(store))
+    scaling = phi_s(store.statistics(), covariance_of(store, store.statistics()))
     scaled = apply(scaling, values).astype(np.float64)
     np.testing.assert_allclose(scaled.std(0), 1, rtol=1e-3)
     rotation = scaling.rotation.astype(np.float64)

@@ -7,7 +7,7 @@ import pytest
 import tensorstore as ts
 
 from bridge.errors import InputError
-from bridge.store import FeatureStore, FrameTokens
+from bridge.store import FeatureStore, FrameTokens, storage
 from bridge.store.cache import MappedCache, RamCache
 from bridge.store.provenance import code_digest
 from tests.bridge.stores import PROVENANCE, WIDTH, append, digest_of, frames_of, make_store, noise
@@ -61,8 +61,13 @@ def test_indexing_length_and_subsets_by_task(store):
     some = store.of_tasks({"a2", "a0", "other"})
     assert some.ids == ["a0_train_0", "a2_train_0"]
     assert len(store) == 3
+    np.testing.assert_array_equal(some[np.int64(-1)], store["a2_train_0"])
     with pytest.raises(IndexError):
         some[2]
+    with pytest.raises(ValueError, match="to be read only"):
+        append(some, "b_train_0")
+    with pytest.raises(ValueError, match="to be read only"):
+        some.write_statistics()
 
 
 def test_batches_are_padded_to_a_bucket(store):
@@ -105,8 +110,21 @@ def test_mapped_cache_makes_a_cut_file_again(tmp_path):
     features = noise(0, 5)
     cache.get("d", lambda: features)
     path = tmp_path / "d.npy"
-    path.write_bytes(path.read_bytes()[:-4])
-    np.testing.assert_array_equal(MappedCache(tmp_path).get("d", lambda: features), features)
+    whole = path.read_bytes()
+    for cut in (0, 20, -4):
+        path.write_bytes(whole[:cut])
+        np.testing.assert_array_equal(MappedCache(tmp_path).get("d", lambda: features), features)
+
+
+def test_mapped_cache_leaves_nothing_behind_when_making_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        MappedCache(tmp_path).get("d", lambda: 1 / 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cache_that_is_no_folder_is_refused(store):
+    with pytest.raises(InputError, match="expected ram, none or a folder"):
+        FeatureStore(store.path, "RAM")
 
 
 def test_identical_views_are_stored_once(tmp_path):
@@ -128,6 +146,30 @@ def test_example_without_manifest_entry_does_not_count_and_is_written_again(stor
     assert again.ids == ["a1_train_0", "a2_train_0"]
     append(again, "a0_train_0", seed=9)
     np.testing.assert_array_equal(FeatureStore(store.path)["a0_train_0"], noise(9, 300))
+
+
+def test_complete_is_when_all_that_runs_were_to_fill_in_is_there(store):
+    store.expect(["a0_train_0", "b_train_0"], "config: 1\n")
+    store.expect(["a0_train_0", "c_train_0"], "config: 2\n")
+    again = FeatureStore(store.path)
+    expected = again.expected()
+    assert set(expected) == {"a0_train_0", "b_train_0", "c_train_0"}
+    assert expected["a0_train_0"] == expected["b_train_0"] != expected["c_train_0"]
+    text = storage.read_key(again.kv, f"configs/{expected['a0_train_0']}.yaml")
+    assert text == b"config: 1\n"
+
+
+def test_linking_forgets_what_was_true_of_fewer_examples(store):
+    store.write_statistics()
+    again = FeatureStore(store.path)
+    again.link("z_train_0", again.record("a0_train_0"))
+    assert not FeatureStore(store.path).is_complete
+
+
+def test_appending_a_view_that_others_show_keeps_them_whole(store):
+    store.link("z_train_0", store.record("a0_train_0"))
+    append(store, "a0_train_0", seed=9)
+    np.testing.assert_array_equal(FeatureStore(store.path)["z_train_0"], noise(9, 300))
 
 
 def test_appending_forgets_what_was_true_of_fewer_examples(store):
@@ -159,6 +201,9 @@ def test_other_code_is_refused_until_it_is_accepted(store):
     changed = {**PROVENANCE, "code": ["1" * 16]}
     with pytest.raises(InputError, match=r"code: expected \['1+'\], got .*--accept_code True"):
         FeatureStore.create(store.path, changed)
+    with pytest.raises(InputError, match="teacher: expected 'u'"):  # and nothing is noted
+        FeatureStore.create(store.path, {**changed, "teacher": "u"}, accept_code=True)
+    assert FeatureStore(store.path).provenance["code"] == ["0" * 16]
     accepted = FeatureStore.create(store.path, changed, accept_code=True)
     assert accepted.provenance["code"] == ["0" * 16, "1" * 16]
     FeatureStore.create(store.path, changed)  # from now on

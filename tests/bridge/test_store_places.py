@@ -15,7 +15,7 @@ import tensorstore as ts
 from bridge.errors import InputError
 from bridge.store import FeatureStore
 from bridge.store.__main__ import describe
-from bridge.store.check import drop, verify
+from bridge.store.check import verify
 from tests.bridge.stores import PROVENANCE, append, make_store, noise
 
 
@@ -35,9 +35,7 @@ def live_through(place, tamper):
         FeatureStore(place).read(name)
     report = verify(FeatureStore(place))
     assert list(report.faults) == [name]
-    drop(FeatureStore(place), report)
     again = FeatureStore.create(place, PROVENANCE)
-    assert name not in again.ids
     append(again, name, seed=1, tokens=301)
     assert verify(FeatureStore(place)).is_whole
 
@@ -103,3 +101,19 @@ def test_store_on_an_s3_compatible_server(s3):
         ts.KvStore.open({**spec, "path": "some/store/"}).result().write(key, b"").result()
 
     live_through(s3, tamper)
+
+
+def test_an_outage_is_not_taken_for_damage(s3):
+    store = make_store(s3)
+    patience = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
+    gone = json.loads(s3) | {
+        "endpoint": "http://127.0.0.1:9",
+        "context": {"s3_request_retries": patience},
+    }
+    store.kv = ts.KvStore.open({**gone, "path": "some/store/"}).result()
+    with pytest.raises(InputError, match=r"cannot be read: .* this says nothing of its contents"):
+        verify(store)
+    with pytest.raises(InputError, match="cannot read a0_train_0"):
+        store.read("a0_train_0")
+    with pytest.raises(InputError, match=r"cannot read store\.json"):
+        FeatureStore(json.dumps(gone))

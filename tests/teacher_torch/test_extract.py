@@ -13,17 +13,17 @@ from bridge import config as configs
 from bridge.errors import InputError
 from bridge.store import Encoding, FeatureStore
 from teacher_torch import gr00t
-from teacher_torch.extract import ExtractConfig, main
+from teacher_torch.extract import ExtractConfig, items_of, main
 from tests.conftest import ROOT
 from tests.test_walls import invoke
 
 
 def contents(folder):
-    """Every file of a store with its bytes, but for the config that names its folder."""
+    """Every file of a store with its bytes."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and path.name != "config.yaml" and not path.name.endswith(".__lock")
+        if path.is_file() and not path.name.endswith(".__lock")
     }
 
 
@@ -33,7 +33,9 @@ def test_store_holds_every_question_with_provenance(store_path, extract_config):
     assert store.provenance["view"] == "task"
     assert "random weights" in store.provenance["weights"]
     assert store.statistics().num_tokens == sum(r.num_tokens for r in store.records.values())
-    assert configs.load(ExtractConfig, store_path / "config.yaml") == extract_config
+    (key,) = set(store.expected().values())
+    config = configs.load(ExtractConfig, store_path / f"configs/{key}.yaml")
+    assert replace(config, out=extract_config.out) == extract_config
 
 
 def test_interrupted_extract_goes_on_to_the_same_bytes(
@@ -72,7 +74,7 @@ KILLED = """
 import json, os, pathlib, random, signal, sys, time
 import torch
 from teacher_torch import gr00t
-from teacher_torch.extract import ExtractConfig, main
+from teacher_torch.extract import ExtractConfig, items_of, main
 from bridge.task_set import TaskSet
 out, source, calls = sys.argv[1:]
 config = ExtractConfig(out=out, tasks=TaskSet(source=source))
@@ -168,10 +170,8 @@ def test_views_shown_twice_are_extracted_once(extract_config, task_folder, tmp_p
 def test_only_some_examples_leave_the_rest_missing(store_path, extract_config, tmp_path, capsys):
     config = replace(extract_config, out=str(tmp_path / "s"), only=("1b_train_1", "1d_test_0"))
     main(config)
-    assert "2 examples; 16 are still missing" in capsys.readouterr().out
     store = FeatureStore(config.out)
     assert store.ids == ["1b_train_1", "1d_test_0"]
-    assert not store.is_complete
     main(replace(config, only=()))
     assert contents(config.out) == contents(store_path)
     with pytest.raises(InputError, match="--only: expected an example of the chosen tasks, got x"):
@@ -197,10 +197,47 @@ def test_repair_extracts_only_what_is_damaged(store_path, extract_config, tmp_pa
     assert "16 of 18 examples are as they were written" in found.stdout
     done = invoke("bridge.store", "repair", str(out))
     assert done.returncode == 0, done.stderr
-    assert "taken out: 2 examples" in done.stdout
     assert contents(out) == contents(store_path)
     assert kept.stat().st_mtime_ns == before
     assert invoke("bridge.store", "verify", str(out)).returncode == 0
+    assert "nothing to repair" in invoke("bridge.store", "repair", str(out)).stdout
+    assert FeatureStore(out).is_complete
+
+
+def test_repair_that_cannot_extract_changes_nothing(store_path, tmp_path):
+    out = tmp_path / "s"
+    shutil.copytree(store_path, out)
+    (out / "views" / FeatureStore(out).record("1c_test_0").view_digest / "values/c.0.0").unlink()
+    config = next((out / "configs").iterdir())
+    config.write_text(config.read_text().replace("dtype: float32", "dtype: bfloat16"))
+    before = contents(out)
+    done = invoke("bridge.store", "repair", str(out))
+    assert done.returncode == 2
+    assert "give another --out" in done.stderr
+    config.unlink()
+    assert "missing" in invoke("bridge.store", "repair", str(out)).stderr
+    (out / "expected.json").unlink()
+    assert "--again True --only 1c_test_0" in invoke("bridge.store", "repair", str(out)).stderr
+    assert before.items() >= contents(out).items()
+
+
+def test_run_over_fewer_tasks_leaves_an_unfinished_store_unfinished(extract_config, tmp_path):
+    config = replace(extract_config, out=str(tmp_path / "s"))
+    items = [i for t in config.tasks.load().values() for i in items_of(t, config)]
+    store_path = Path(config.out)
+    main(config)
+    (store_path / f"manifest/{items[-1].example_ids[0]}.json").unlink()
+    (store_path / "statistics.json").unlink()
+    main(replace(config, tasks=replace(config.tasks, limit=1)))
+    assert not FeatureStore(config.out).is_complete
+    main(config)
+    assert FeatureStore(config.out).is_complete
+
+
+def test_dry_run_into_another_store_is_refused(store_path, extract_config):
+    config = replace(extract_config, encoding=Encoding(values="fp8"), dry_run=True)
+    with pytest.raises(InputError, match=r"encoding: expected .*fp8"):
+        main(config)
 
 
 def test_store_commands_say_what_is_there(store_path):
