@@ -132,6 +132,24 @@ def decode(log_probs: npt.NDArray[np.float32]) -> Attempts:
     return Attempts(first, second, confidence)
 
 
+def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
+    """Returns every cell's best color, as the original did: it knows no shape but the whole canvas.
+
+    The runner-up changes the least certain cell to its second color.
+
+    Args:
+        log_probs: f32[N, N, 10], normalised over the colors.
+    """
+    ranked = np.argsort(-log_probs, axis=-1, kind="stable")
+    top = np.take_along_axis(log_probs, ranked[..., :2], axis=-1)
+    margins = top[..., 0] - top[..., 1]
+    weakest = np.unravel_index(np.argmin(margins), margins.shape)
+    first = ranked[..., 0].astype(np.uint8)
+    second = first.copy()
+    second[weakest] = ranked[..., 1][weakest]
+    return Attempts(first, second, float(np.exp(top[..., 0].min())))
+
+
 def _shape_scores(log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Returns f64[R, C]: the log-probability of each shape, up to a constant; index 0 is side 1."""
     largest = min(MAX_SIDE, log_probs.shape[0] - 1)

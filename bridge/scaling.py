@@ -6,7 +6,7 @@ In the shape descriptions: `F` teacher feature width, `*B` any leading axes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +16,33 @@ from bridge.store.records import Features
 from bridge.store.statistics import Statistics
 
 MIN_STD = 1e-6  # a channel that never changes stays 0
+LAYER_NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """`((x - mean) @ rotation) / std`; without a rotation, channel by channel."""
+    """`((x - mean) @ rotation) / std`; without a rotation, channel by channel.
+
+    With `per_token`, each token is then taken to mean 0 and std 1 over its channels.
+    """
 
     mean: npt.NDArray[np.float32]  # f32[F]
     std: npt.NDArray[np.float32]  # f32[F], after the rotation
     rotation: npt.NDArray[np.float32] | None = None  # f32[F, F], orthogonal
+    per_token: bool = False
 
 
 def no_scaling(width: int) -> Scaling:
     """Returns the scaling that changes nothing."""
     return Scaling(np.zeros(width, np.float32), np.ones(width, np.float32))
+
+
+def layer_norm(width: int) -> Scaling:
+    """Returns a layer norm without weights, token by token.
+
+    Source: feature distillation, Wei et al. 2022 (arXiv 2205.14141), section 3.2.
+    """
+    return replace(no_scaling(width), per_token=True)
 
 
 def standardise(statistics: Statistics) -> Scaling:
@@ -82,7 +95,11 @@ def apply(scaling: Scaling, features: npt.NDArray) -> npt.NDArray[np.float32]:
     values = features.astype(np.float32) - scaling.mean
     if scaling.rotation is not None:
         values = values @ scaling.rotation
-    return values / scaling.std
+    values = values / scaling.std
+    if scaling.per_token:
+        values -= values.mean(-1, keepdims=True)
+        values /= np.sqrt(np.square(values).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
+    return values
 
 
 def hadamard(order: int) -> npt.NDArray[np.float64]:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from bridge.arc import Grid, Question
 from bridge.canvas import to_canvas
-from bridge.scaling import Scaling
+from bridge.errors import InputError
+from bridge.scaling import LAYER_NORM_EPSILON, Scaling
 from bridge.store import Features, Record, frame_map
 from bridge.views import PATCH_CELLS
 
@@ -37,8 +38,17 @@ class Batch:
     teacher_mask: Array  # bool[B, T], True where a feature was recorded
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StudentOutput:
+    """What a student says of a batch; `V` cell classes."""
+
+    logits: jax.Array  # f32[B, N, N, V]
+    features: jax.Array  # f32[B, T, F], to be held against the scaled teacher
+
+
 # Travels with the student's weights.
-jax.tree_util.register_dataclass(Scaling, ["mean", "std", "rotation"], [])
+jax.tree_util.register_dataclass(Scaling, ["mean", "std", "rotation"], ["per_token"])
 
 
 def scale_teacher(batch: Batch, scaling: Scaling) -> Batch:
@@ -51,7 +61,27 @@ def scale_teacher(batch: Batch, scaling: Scaling) -> Batch:
         # A GPU's default would round to TF32.
         values = jnp.matmul(values, scaling.rotation, precision=jax.lax.Precision.HIGHEST)
     values = values / jnp.asarray(scaling.std)[None, None]
+    if scaling.per_token:
+        values -= values.mean(-1, keepdims=True)
+        values *= jax.lax.rsqrt(jnp.square(values).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
     return replace(batch, teacher=jnp.where(batch.teacher_mask[..., None], values, 0.0))
+
+
+def check_features(features: Array, mask: Array, width: int, max_tokens: int) -> None:
+    """Refuses what a student cannot read; the mask is looked at outside jit only.
+
+    Raises:
+        InputError: naming what was expected.
+    """
+    if features.shape[-1] != width:
+        raise InputError(f"features: expected width {width}, got {features.shape[-1]}")
+    if features.shape[1] > max_tokens:
+        raise InputError(
+            f"features: expected at most {max_tokens} tokens, got {features.shape[1]}; "
+            "raise --model.max_tokens"
+        )
+    if isinstance(mask, np.ndarray) and not mask.any(1).all():
+        raise InputError("features: expected a valid token in every example, got one without")
 
 
 def demonstration_canvases(
@@ -104,3 +134,11 @@ def frame_maps(
 def answer_canvas(answer: Grid | None, side: int) -> npt.NDArray[np.uint8]:
     """Draws the answer to train on, or zeros where a question is only to be solved. u8[N, N]."""
     return np.zeros((side, side), np.uint8) if answer is None else to_canvas(answer, side)
+
+
+def whole_answer(answer: Grid | None, side: int) -> npt.NDArray[np.uint8]:
+    """Draws the answer as the original did: padded with color 0. u8[N, N]."""
+    canvas = np.zeros((side, side), np.uint8)
+    if answer is not None:
+        canvas[: answer.shape[0], : answer.shape[1]] = answer
+    return canvas

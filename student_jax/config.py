@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bridge.arc import MAX_SIDE
 from bridge.canvas import SIDES
 from bridge.task_set import TaskSet
+
+Scalings = Literal["standardise", "phi_s", "layer_norm", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A student: one trunk, one of two stems."""
 
-    kind: Literal["feature", "grid"] = "grid"
-    """feature: reads frozen teacher features; grid: reads raw grids and stands alone"""
+    kind: Literal["feature", "grid", "original"] = "grid"
+    """feature: reads frozen teacher features; grid: reads raw grids and stands alone; original:
+    reads features as the original did, see configs/original.yaml"""
     width: int = 256
     heads: int = 8
     mlp_width: int = 512
@@ -32,8 +36,20 @@ class ModelConfig:
     """feature: side of the answer's canvas"""
     max_tokens: int = 6144
     """feature: longest teacher sequence, with a learned position each"""
+    projector: Literal["linear", "orthogonal"] = "linear"
+    """from the student's width to the teacher's; orthogonal: turns features, cannot reshape them"""
     dropout: float = 0.0
     """drawn per device: runs on different device counts then differ"""
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether it needs the teacher's features to answer."""
+        return self.kind != "grid"
+
+    @property
+    def answer_side(self) -> int:
+        """Side of a feature reader's answer."""
+        return MAX_SIDE if self.kind == "original" else self.canvas
 
     def __post_init__(self) -> None:
         """Checks that the sizes fit together."""
@@ -53,14 +69,20 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """`task * cross entropy + feature * (mse + cosine * (1 - cos))`."""
+    """`task * task_loss + feature * (mse * MSE + cosine * (1 - cos) + smooth_l1 * SL1)`."""
 
     task: float = 1.0
     feature: float = 0.5
+    mse: float = 1.0
     cosine: float = 0.5
-    scaling: Literal["standardise", "phi_s", "none"] = "standardise"
+    smooth_l1: float = 0.0
+    """Theia's mixture is mse 0, cosine 0.9, smooth_l1 0.1"""
+    task_loss: Literal["cross_entropy", "focal", "class_weighted"] = "cross_entropy"
+    scaling: Scalings = "standardise"
     """of the teacher's features: each channel to std 1; PHI-S, which rotates them to equal
-    variances and keeps their proportions; or as they are"""
+    variances and keeps their proportions; each token to mean 0 and std 1; or as they are"""
+    form: Literal["corrected", "original"] = "corrected"
+    """original: MSE summed over channels and averaged over tokens, projector frozen"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +151,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks what needs neither disk nor devices."""
-        if self.model.kind == "feature" and self.data.store is None:
-            raise ValueError("data.store: a feature student needs a store; run extract first")
+        if self.model.reads_features and self.data.store is None:
+            raise ValueError(
+                f"data.store: a student of kind {self.model.kind} needs a store; run extract first"
+            )
+        if self.loss.form == "original" and not self.model.reads_features:
+            raise ValueError("loss.form: expected corrected with model.kind grid, got original")
+        if self.model.kind == "original" and self.loss.scaling != "none":
+            raise ValueError("loss.scaling: expected none with model.kind original, as it was")
         if min(self.log_steps, self.checkpoint_steps) < 1:
             raise ValueError("log_steps, checkpoint_steps: expected at least 1")
         if self.seed < 0:

@@ -22,8 +22,10 @@ from student_jax.batch import (
     TOKEN_BUCKET,
     Batch,
     answer_canvas,
+    check_features,
     demonstration_canvases,
     frame_maps,
+    whole_answer,
 )
 from student_jax.config import DataConfig, ModelConfig
 
@@ -77,9 +79,9 @@ class Examples:
         ]
         if store is not None:
             for example in self.examples:  # now, not a thousand steps in
-                if example.answer is not None or model.kind == "feature":
+                if example.answer is not None or model.reads_features:
                     check_shown(store, example.question)
-        kept = [e for e in self.examples if e.answer is None or fits(e.answer, self._side(e))]
+        kept = [e for e in self.examples if e.answer is None or self._has_room(e, e.answer)]
         self.left_out = len(self.examples) - len(kept)
         self.examples = kept
 
@@ -100,7 +102,7 @@ class Examples:
             transforms: one per example; None leaves an example as its teacher saw it.
         """
         chosen = [self.examples[i] for i in indices]
-        if self.model.kind == "feature":
+        if self.model.reads_features:
             return self._feature_batch(chosen)
         drawn = [
             self._draw(example, transform)
@@ -138,7 +140,7 @@ class Examples:
 
     def _draw_transforms(self, seed: int, step: int, batch_size: int) -> list[Transform | None]:
         """Augments every so many-th example, spread evenly so that devices get equal shares."""
-        if self.model.kind == "feature":
+        if self.model.reads_features:
             return [None] * batch_size  # the teacher saw the original
         rng = np.random.default_rng((seed, step))
         share = self.data.augmented_fraction
@@ -147,8 +149,9 @@ class Examples:
             for i in range(batch_size)
         ]
 
-    def _side(self, example: Example) -> int:
-        return self.model.canvas if self.model.kind == "feature" else example.bucket
+    def _has_room(self, example: Example, answer: Grid) -> bool:
+        side = self.model.answer_side if self.model.reads_features else example.bucket
+        return self.model.kind == "original" or fits(answer, side)
 
     def _bucket(self, question: Question) -> int:
         if self.model.kind == "grid":
@@ -196,12 +199,14 @@ class Examples:
             raise InputError("data.store: a feature student needs a feature store")
         ids = [example.question.example_id for example in examples]
         features, mask = self.store.batch(ids, TOKEN_BUCKET)
-        count, side = len(ids), self.model.canvas
+        check_features(features, mask, self.feature_width, self.model.max_tokens)
+        count, side = len(ids), self.model.answer_side
+        draw = whole_answer if self.model.kind == "original" else answer_canvas
         return Batch(
             demonstrations=np.zeros((count, 0, 2, side, side), np.uint8),
             demonstration_mask=np.zeros((count, 0), bool),
             query=np.zeros((count, side, side), np.uint8),
-            answer=np.stack([answer_canvas(example.answer, side) for example in examples]),
+            answer=np.stack([draw(example.answer, side) for example in examples]),
             teacher=features,
             teacher_mask=mask,
         )

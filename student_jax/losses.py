@@ -1,7 +1,16 @@
-"""The loss: task cross entropy plus feature distillation. Pure functions, f32, unreduced terms.
+"""The loss: task cross entropy plus feature distillation; single terms are in `terms.py`.
+
+Corrected, the default: every term is a mean over cells, or over valid tokens and channels, of one
+example, then over examples; features are scaled first, and the projector is trained. The original
+form differs term by term:
+
+    task      the same, but over 30 x 30 cells with padding as color 0
+    mse       summed over channels, averaged over the batch's tokens: 2048 times as large
+    cosine    averaged over the batch's tokens
+    scaling   none: a few loud channels decide; projector frozen at random values
 
 In the shape descriptions: `B` batch, `N` canvas side, `V` cell classes, `T` tokens, `F` feature
-width, `*B` any leading axes.
+width.
 """
 
 from __future__ import annotations
@@ -11,11 +20,10 @@ from dataclasses import dataclass
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
-from student_jax.batch import Batch
+from student_jax import terms
+from student_jax.batch import Batch, StudentOutput
 from student_jax.config import LossConfig
-from student_jax.students import StudentOutput
 
 
 @jax.tree_util.register_dataclass
@@ -25,47 +33,9 @@ class LossTerms:
 
     total: jax.Array
     task: jax.Array  # nats per cell
-    mse: jax.Array  # per channel of standardised features: 1 for a student that says 0
+    mse: jax.Array  # per channel of scaled features: 1 for a student that says 0
     cosine: jax.Array  # 1 - cosine, in [0, 2]
-
-
-def cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
-    """Returns the cross entropy of every cell, f32[*B]. Source: optax."""
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), classes.astype(jnp.int32)
-    )
-
-
-def squared_error(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Returns the squared error per token, averaged over channels, f32[*B].
-
-    The original summed over the 2048 channels, which made this term 2048 times the task's.
-    """
-    return jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)).mean(-1)
-
-
-def cosine_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Returns 1 - cos per token, f32[*B] in [0, 2]; 1 where either vector is 0."""
-    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
-    return optax.cosine_distance(student, teacher, epsilon=1e-6)
-
-
-def mean_per_example(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Averages each example over its own valid places.
-
-    Every example weighs the same, however long: what shares its batch never matters.
-
-    Args:
-        values: f32[B, ...].
-        mask: bool, same shape, True where valid.
-
-    Returns:
-        The means f32[B], 0 for an example without a valid place, and whether it has one, bool[B].
-    """
-    axes = tuple(range(1, values.ndim))
-    count = mask.sum(axes)
-    means = jnp.where(mask, values, 0.0).sum(axes) / jnp.maximum(count, 1)
-    return means, count > 0
+    smooth_l1: jax.Array  # per channel
 
 
 def distillation_loss(
@@ -73,29 +43,71 @@ def distillation_loss(
 ) -> LossTerms:
     """Returns the loss terms of a batch.
 
-    `task + feature * (mse + cosine * (1 - cos))`, weighted as configured.
+    `task + feature * (mse + cosine + smooth_l1)`, weighted as configured.
 
     Args:
         output: the student's.
         batch: with scaled teacher features.
-        weights: of the terms.
+        weights: of the terms, and their form.
         axis: the mapped axis whose devices share the batch; averaging the returned terms over it
             gives the mean over the whole batch, also where examples have no teacher.
     """
     chex.assert_equal_shape([output.features, batch.teacher])
-    cells = cross_entropy(output.logits, jnp.asarray(batch.answer))
-    task = _batch_mean(*mean_per_example(cells, jnp.ones(cells.shape, bool)), axis)
-    mask = jnp.asarray(batch.teacher_mask)
-    teacher = jax.lax.stop_gradient(jnp.asarray(batch.teacher))
-    mse = _batch_mean(*mean_per_example(squared_error(output.features, teacher), mask), axis)
-    cosine = _batch_mean(*mean_per_example(cosine_distance(output.features, teacher), mask), axis)
-    total = weights.task * task + weights.feature * (mse + weights.cosine * cosine)
-    return LossTerms(total=total, task=task, mse=mse, cosine=cosine)
+    mask, teacher = jnp.asarray(batch.teacher_mask), jnp.asarray(batch.teacher)
+    average = mean_per_token if weights.form == "original" else mean_per_example
+    mse, cosine, smooth_l1 = (
+        average(distance(output.features, teacher), mask, axis)
+        for distance in (terms.squared_error, terms.cosine_distance, terms.smooth_l1)
+    )
+    if weights.form == "original":
+        mse = mse * teacher.shape[-1]
+    task = task_loss(output.logits, jnp.asarray(batch.answer), weights, axis)
+    features = weights.mse * mse + weights.cosine * cosine + weights.smooth_l1 * smooth_l1
+    return LossTerms(
+        total=weights.task * task + weights.feature * features,
+        task=task,
+        mse=mse,
+        cosine=cosine,
+        smooth_l1=smooth_l1,
+    )
 
 
-def _batch_mean(means: jax.Array, valid: jax.Array, axis: str | None) -> jax.Array:
-    """The mean over valid examples; its `pmean` over the axis is that of the whole batch."""
+def task_loss(
+    logits: jax.Array, classes: jax.Array, weights: LossConfig, axis: str | None
+) -> jax.Array:
+    """Returns the mean over cells and examples of the configured task term, f32[]."""
+    if weights.task_loss == "focal":
+        cells = terms.focal(logits, classes)
+    else:
+        cells = terms.cross_entropy(logits, classes)
+    if weights.task_loss == "class_weighted":
+        cells = cells * terms.class_weights(classes, logits.shape[-1], axis)
+    return mean_per_example(cells, jnp.ones(cells.shape, bool), axis)
+
+
+def mean_per_example(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:
+    """Averages each example over its own valid places, then the examples that have any.
+
+    Every example weighs the same, however long: what shares its batch never matters.
+
+    Args:
+        values: f32[B, ...].
+        mask: bool, same shape, True where valid.
+        axis: a mapped axis; the `pmean` over it is the mean of the whole batch.
+    """
+    axes = tuple(range(1, values.ndim))
+    count = mask.sum(axes)
+    means = jnp.where(mask, values, 0.0).sum(axes) / jnp.maximum(count, 1)
+    return _mean(jnp.where(count > 0, means, 0.0), count > 0, axis)
+
+
+def mean_per_token(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:
+    """Averages over all valid places of the batch at once, as the original did; else as above."""
+    return _mean(jnp.where(mask, values, 0.0), mask, axis)
+
+
+def _mean(values: jax.Array, valid: jax.Array, axis: str | None) -> jax.Array:
     count = valid.sum().astype(jnp.float32)
     if axis is not None:
         count = jax.lax.pmean(count, axis)
-    return jnp.where(valid, means, 0.0).sum() / jnp.maximum(count, 1e-6)
+    return values.sum() / jnp.maximum(count, 1e-6)

@@ -83,7 +83,7 @@ def main(config: SolveConfig) -> None:
     about = {
         "student": solver.config.model.kind,
         "parameters": solver.num_parameters,
-        "needs_teacher": solver.config.model.kind == "feature",
+        "needs_teacher": solver.config.model.reads_features,
         "tier": "zero-shot",
         "teacher": solver.teacher,
         "checkpoint": str(config.checkpoint),

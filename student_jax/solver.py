@@ -14,7 +14,7 @@ import numpy as np
 
 from bridge import config as configs
 from bridge.arc import Question
-from bridge.canvas import Attempts, decode
+from bridge.canvas import Attempts, decode, decode_whole
 from bridge.errors import InputError
 from bridge.scaling import Scaling, no_scaling
 from bridge.store import FeatureStore, check_provenance
@@ -36,6 +36,7 @@ class Solver:
     step: int
     teacher: dict[str, Any] | None  # provenance of the features it was trained with
     trained_on: frozenset[str]  # task ids
+    feature_width: int  # of the teacher; 1 without one
     state: TrainState
     predict: Any  # jitted (state, batch) -> log-probabilities f32[B, N, N, V]
 
@@ -58,7 +59,7 @@ class Solver:
         Raises:
             InputError: if a feature student's store lacks a question or is another teacher's.
         """
-        needs_teacher = self.config.model.kind == "feature"
+        needs_teacher = self.config.model.reads_features
         features = open_store(self, store) if needs_teacher else None
         examples = Examples(questions, {}, self.config.model, self.config.data, features)
         buckets: dict[int, list[int]] = defaultdict(list)
@@ -70,8 +71,9 @@ class Solver:
                 chosen = indices[start : start + BATCH]
                 batch = examples.batch([*chosen, *[chosen[-1]] * (BATCH - len(chosen))])
                 log_probs = np.asarray(self.predict(self.state, batch))
+                read = decode_whole if self.config.model.kind == "original" else decode
                 for i, values in zip(chosen, log_probs, strict=False):
-                    attempts[examples.examples[i].question.example_id] = decode(values)
+                    attempts[examples.examples[i].question.example_id] = read(values)
         return {question.example_id: attempts[question.example_id] for question in questions}
 
 
@@ -88,9 +90,11 @@ def load_solver(out: Path) -> Solver:
         model = make_student(config.model, about["feature_width"])
         width = about["feature_width"]
         scaling = empty_scaling(config.loss.scaling, width)
-        batch = _smallest_batch(config, width)
+        batch = smallest_batch(config, width)
         like = jax.eval_shape(
-            lambda: init_state(model, make_optimizer(config.optim), batch, scaling, 0)
+            lambda: init_state(
+                model, make_optimizer(config.optim, config.loss.form), batch, scaling, 0
+            )
         )
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         state = checkpoints.restore(like, one, step)
@@ -99,6 +103,7 @@ def load_solver(out: Path) -> Solver:
         step=int(state.step),
         teacher=about["teacher"],
         trained_on=frozenset(about["trained_on"]),
+        feature_width=width,
         state=state,
         predict=make_predict(config, width),
     )
@@ -110,7 +115,7 @@ def make_predict(config: TrainConfig, feature_width: int) -> Any:
 
     def predict(state: TrainState, batch: Batch) -> jax.Array:
         variables = {"params": state.params}
-        if config.model.kind == "feature":
+        if config.model.reads_features:
             output = model.apply(variables, scale_teacher(batch, state.scaling))
             logits = output.logits  # pyright: ignore[reportAttributeAccessIssue]
         else:
@@ -142,13 +147,14 @@ def open_store(solver: Solver, path: str | None) -> FeatureStore:
 def empty_scaling(kind: str, width: int) -> Scaling:
     """Returns a scaling of the right shapes, to restore one into."""
     rotation = np.zeros((width, width), np.float32) if kind == "phi_s" else None
-    return replace(no_scaling(width), rotation=rotation)
+    return replace(no_scaling(width), rotation=rotation, per_token=kind == "layer_norm")
 
 
-def _smallest_batch(config: TrainConfig, width: int) -> Batch:
+def smallest_batch(config: TrainConfig, width: int) -> Batch:
     """A batch of one with the fewest tokens: parameter shapes depend on neither."""
-    side = config.model.canvas if config.model.kind == "feature" else 8
-    tokens = 1 if config.model.kind == "feature" else 3 * (side // 2) ** 2
+    reads_features = config.model.reads_features
+    side = config.model.answer_side if reads_features else 8
+    tokens = 1 if reads_features else 3 * (side // 2) ** 2
     return Batch(
         demonstrations=np.zeros((1, 1, 2, side, side), np.uint8),
         demonstration_mask=np.ones((1, 1), bool),

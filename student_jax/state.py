@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from student_jax.config import LossConfig, OptimConfig, TrainConfig
 from student_jax.losses import distillation_loss
 
 AXIS = "data"
+PROJECTOR = "projector"  # of the students that read features
 Metrics = dict[str, jax.Array]
 
 
@@ -46,16 +47,33 @@ def make_schedule(config: OptimConfig) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Returns AdamW with clipping; decay acts on matrices only, not on norms and biases."""
+def make_optimizer(config: OptimConfig, form: str = "corrected") -> optax.GradientTransformation:
+    """Returns AdamW with clipping; decay acts on matrices only, not on norms and biases.
+
+    In the original form it acts on everything but the projector, which stays as it was drawn.
+    """
+    decayed = decays_all if form == "original" else decays_matrices
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             make_schedule(config),
             weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+            mask=decayed,
         ),
     )
+
+
+def decays_matrices(params: Any) -> Any:
+    """True for matrices."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def decays_all(params: Any) -> Any:
+    """True for everything but the projector."""
+    return {
+        name: jax.tree.map(lambda _, decayed=name != PROJECTOR: decayed, tree)
+        for name, tree in params.items()
+    }
 
 
 def init_state(
@@ -101,6 +119,8 @@ def train_step(
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        if weights.form == "original":  # its optimizer never saw the projector
+            params = {**params, PROJECTOR: jax.lax.stop_gradient(params[PROJECTOR])}
         output = model.apply({"params": params}, batch, train=True, rngs={"dropout": key})
         terms = distillation_loss(output, batch, weights, AXIS)  # pyright: ignore[reportArgumentType]
         return terms.total, terms
@@ -114,7 +134,8 @@ def train_step(
         opt_state=opt_state,
         scaling=state.scaling,
     )
-    metrics = {"loss": terms.total, "task": terms.task, "mse": terms.mse, "cosine": terms.cosine}
+    metrics = {field.name: getattr(terms, field.name) for field in fields(terms)}
+    metrics["loss"] = metrics.pop("total")
     norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(new_state.params)}
     return new_state, metrics | norms
 

@@ -14,18 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from bridge.canvas import NUM_CLASSES
-from student_jax.batch import Array, Batch
+from student_jax.batch import Array, Batch, StudentOutput, check_features
 from student_jax.config import ModelConfig
-from student_jax.trunk import Trunk, rotary_angles
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class StudentOutput:
-    """What a student says of a batch."""
-
-    logits: jax.Array  # f32[B, N, N, V]
-    features: jax.Array  # f32[B, T, F], to be held against the scaled teacher
+from student_jax.original import OriginalStudent
+from student_jax.trunk import Projector, Trunk, rotary_angles
 
 
 @jax.tree_util.register_dataclass
@@ -50,24 +42,30 @@ class FeatureStudent(nn.Module):
     def __call__(self, batch: Batch, *, train: bool = False) -> StudentOutput:
         """Maps scaled features to logits; see `Batch`."""
         config, side = self.config, self.config.canvas
+        check_features(batch.teacher, batch.teacher_mask, self.feature_width, config.max_tokens)
         num_tokens = batch.teacher.shape[1]
-        if num_tokens > config.max_tokens:
-            raise ValueError(f"tokens: expected at most {config.max_tokens}, got {num_tokens}")
-        x = nn.gelu(nn.LayerNorm()(nn.Dense(config.width)(batch.teacher)), approximate=False)
+        x = nn.LayerNorm(name="stem_norm")(nn.Dense(config.width, name="stem")(batch.teacher))
+        x = nn.gelu(x, approximate=False)
         positions = self.param(
             "positions", nn.initializers.normal(0.02), (config.max_tokens, config.width)
         )
         x = x + positions[None, :num_tokens]  # [B, S, D]
         trunk = Trunk(
-            config.depth, config.heads, config.mlp_width, config.loops, dropout=config.dropout
+            config.depth,
+            config.heads,
+            config.mlp_width,
+            config.loops,
+            dropout=config.dropout,
+            name="trunk",
         )
         x = trunk(x, batch.teacher_mask, train=train)
 
         valid = batch.teacher_mask[..., None]
         pooled = (x * valid).sum(1) / jnp.maximum(valid.sum(1), 1)  # [B, D]
-        hidden = nn.gelu(nn.Dense(2 * config.width)(pooled), approximate=False)
-        logits = nn.Dense(side * side * NUM_CLASSES)(hidden).reshape(-1, side, side, NUM_CLASSES)
-        features = nn.Dense(self.feature_width, name="projector")(x)
+        hidden = nn.gelu(nn.Dense(2 * config.width, name="hidden")(pooled), approximate=False)
+        logits = nn.Dense(side * side * NUM_CLASSES, name="head")(hidden)
+        logits = logits.reshape(-1, side, side, NUM_CLASSES)
+        features = Projector(self.feature_width, config.projector, name="projector")(x)
         return StudentOutput(logits=logits, features=features)
 
 
@@ -98,9 +96,9 @@ class GridStudent(nn.Module):
         )
         self.head = nn.Dense(NUM_CLASSES)
         # One map per kind of frame: a demonstration's input and output, and the query.
-        self.input_projector = nn.Dense(self.feature_width)
-        self.output_projector = nn.Dense(self.feature_width)
-        self.query_projector = nn.Dense(self.feature_width)
+        self.input_projector = Projector(self.feature_width, config.projector)
+        self.output_projector = Projector(self.feature_width, config.projector)
+        self.query_projector = Projector(self.feature_width, config.projector)
 
     def encode_task(
         self, demonstrations: Array, mask: Array, *, train: bool = False
@@ -190,7 +188,10 @@ def to_patches(states: jax.Array) -> jax.Array:
     )
 
 
-def make_student(config: ModelConfig, feature_width: int) -> FeatureStudent | GridStudent:
+Student = FeatureStudent | GridStudent | OriginalStudent
+STUDENTS = {"feature": FeatureStudent, "grid": GridStudent, "original": OriginalStudent}
+
+
+def make_student(config: ModelConfig, feature_width: int) -> Student:
     """Returns the student that the config names."""
-    kind = FeatureStudent if config.kind == "feature" else GridStudent
-    return kind(config, feature_width)
+    return STUDENTS[config.kind](config, feature_width)

@@ -19,7 +19,7 @@ from bridge import config as configs
 from bridge.arc import all_questions, known_answers
 from bridge.errors import InputError
 from bridge.files import write_text
-from bridge.scaling import Scaling, covariance_of, no_scaling, phi_s, standardise
+from bridge.scaling import Scaling, covariance_of, layer_norm, no_scaling, phi_s, standardise
 from bridge.store import FeatureStore, check_provenance
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     first_batch = examples.train_batch(config.seed, 0, config.optim.batch_size)
 
     model = make_student(config.model, examples.feature_width)
-    tx = make_optimizer(config.optim)
+    tx = make_optimizer(config.optim, config.loss.form)
     schedule = make_schedule(config.optim)
     init = jax.jit(
         lambda: init_state(model, tx, first_batch, scaling, config.seed),
@@ -131,6 +131,8 @@ def make_scaling(kind: str, store: FeatureStore, examples: Examples) -> Scaling:
     """Returns how features are scaled, going by the examples that are trained on and no others."""
     if kind == "none":
         return no_scaling(store.feature_width)
+    if kind == "layer_norm":
+        return layer_norm(store.feature_width)
     names = [example.question.example_id for example in examples.examples]
     statistics = store.statistics(names)
     if kind == "standardise":

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from student_jax.terms import orthogonal
+
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
 
 
@@ -68,6 +70,23 @@ def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
+class Projector(nn.Module):
+    """From a student's width to its teacher's, `W x + b`; see `ModelConfig.projector`."""
+
+    width: int
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [*B, D] to [*B, F]."""
+        shape = (x.shape[-1], self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        kernel = orthogonal(kernel) if self.kind == "orthogonal" else kernel
+        bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP.
 
@@ -98,8 +117,8 @@ class Block(nn.Module):
             side: N if the last N * N tokens are a canvas' cells, or None.
             train: whether dropout is on.
         """
-        x = x + self._drop(self._attention(nn.LayerNorm()(x), mask, angles), train)
-        return x + self._drop(self._mlp(nn.LayerNorm()(x), side), train)
+        x = x + self._drop(self._attention(nn.LayerNorm(name="norm1")(x), mask, angles), train)
+        return x + self._drop(self._mlp(nn.LayerNorm(name="norm2")(x), side), train)
 
     def _attention(
         self, x: jax.Array, mask: jax.Array | np.ndarray | None, angles: jax.Array | None
@@ -123,7 +142,7 @@ class Block(nn.Module):
         gate = nn.silu(nn.Dense(self.mlp_width, name="gate")(x))
         hidden = gate * nn.Dense(self.mlp_width, name="up")(x)  # [B, T, M]
         prefix = x.shape[1] - side**2
-        kernel = self.param("kernel", _identity_3x3, (3, 3, self.mlp_width))
+        kernel = self.param("conv", _identity_3x3, (3, 3, self.mlp_width))
         cells = hidden[:, prefix:].reshape(len(x), side, side, -1)
         mixed = depthwise_3x3(cells, kernel).reshape(len(x), side**2, -1)
         hidden = jnp.concatenate([hidden[:, :prefix], mixed], 1)

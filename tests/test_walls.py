@@ -19,8 +19,11 @@ COMMANDS = [
     "student_jax.solve",
     "student_jax.evaluate",
     "student_jax.report",
+    "student_jax.export",
+    "student_jax.import_weights",
+    "bridge.torch_export",
 ]
-EDGES = {"bridge.from_torch", "bridge.to_jax"}
+EDGES = {"bridge.from_torch", "bridge.to_jax", "bridge.torch_export", "bridge.torch_student"}
 
 
 def modules_of(package):
@@ -44,7 +47,9 @@ def test_modules_import_without_the_other_side(modules, blocked):
 
 
 def test_edges_import_one_framework_each():
-    for edge, blocked in (("from_torch", "jax"), ("to_jax", "torch")):
+    edges = [("to_jax", "torch")]
+    edges += [(name, "jax") for name in ("from_torch", "torch_student", "torch_export")]
+    for edge, blocked in edges:
         code = f"import sys; sys.modules['{blocked}'] = None; import bridge.{edge}"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -1,19 +1,15 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from bridge.scaling import Scaling
-from student_jax.batch import Batch, scale_teacher
+from student_jax import terms
+from student_jax.batch import Batch, StudentOutput, scale_teacher
 from student_jax.config import LossConfig
-from student_jax.losses import (
-    cosine_distance,
-    cross_entropy,
-    distillation_loss,
-    mean_per_example,
-    squared_error,
-)
-from student_jax.students import StudentOutput
+from student_jax.losses import distillation_loss, mean_per_example, mean_per_token
+from student_jax.terms import cosine_distance, cross_entropy, squared_error
 
 
 @pytest.fixture
@@ -50,9 +46,121 @@ def test_cosine_of_a_zero_vector_is_one_and_finite():
 def test_mean_per_example_ignores_what_is_masked():
     values = jnp.array([[1.0, 3.0, jnp.nan], [5.0, jnp.inf, 9.0]])
     mask = jnp.array([[True, True, False], [False, False, False]])
-    means, valid = mean_per_example(values, mask)
-    np.testing.assert_array_equal(means, [2.0, 0.0])
-    np.testing.assert_array_equal(valid, [True, False])
+    assert float(mean_per_example(values, mask)) == 2.0  # the second has nothing to average
+
+
+def test_an_example_counts_once_and_in_the_original_once_a_token():
+    values = jnp.array([[4.0, 4.0, 4.0], [1.0, 9.0, 9.0]])
+    mask = jnp.array([[True, True, True], [True, False, False]])
+    assert float(mean_per_example(values, mask)) == 2.5
+    assert float(mean_per_token(values, mask)) == 13 / 4
+
+
+def test_smooth_l1_equals_torch(pair):
+    student, teacher = (3 * x for x in pair)
+    expected = torch.nn.functional.smooth_l1_loss(
+        torch.from_numpy(student), torch.from_numpy(teacher), reduction="none"
+    ).mean(-1)
+    got = terms.smooth_l1(jnp.array(student), jnp.array(teacher))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_logit_distance_equals_torch(pair):
+    student, teacher = pair
+    expected = 9 * torch.nn.functional.kl_div(
+        torch.log_softmax(torch.from_numpy(student) / 3, -1),
+        torch.softmax(torch.from_numpy(teacher) / 3, -1),
+        reduction="none",
+    ).sum(-1)
+    got = terms.logit_distance(jnp.array(student), jnp.array(teacher), 3.0)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_attention_distance_equals_torch_and_is_0_for_equal_maps(pair):
+    student, teacher = (torch.softmax(torch.from_numpy(x), -1) for x in pair)
+    expected = torch.nn.functional.kl_div(student.log(), teacher, reduction="none").sum(-1)
+    got = terms.attention_distance(jnp.array(student.numpy()), jnp.array(teacher.numpy()))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    one = jnp.array(teacher.numpy()).at[..., 0].set(0.0)  # a masked token
+    np.testing.assert_allclose(terms.attention_distance(one, one), 0, atol=1e-6)
+
+
+def test_focal_counts_sure_cells_less():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(40, 12)).astype(np.float32) * 3
+    classes = rng.integers(0, 12, 40)
+    p = np.exp(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[np.arange(40), classes]
+    got = terms.focal(jnp.array(logits), jnp.array(classes))
+    np.testing.assert_allclose(got, -((1 - p) ** 2) * np.log(p), rtol=1e-3, atol=1e-5)
+
+
+def test_class_weights_give_every_class_the_same_say():
+    classes = np.array([[0, 0, 0, 0, 0, 5], [0, 0, 0, 5, 7, 0]])
+    weights = np.asarray(terms.class_weights(jnp.array(classes), 12))
+    sums = [weights[classes == c].sum() for c in (0, 5, 7)]
+    np.testing.assert_allclose(sums, sums[0])
+    assert weights.mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5)])
+def test_orthogonal_projector_turns_and_does_not_stretch(shape):
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    got = np.asarray(terms.orthogonal(jnp.array(kernel)))
+    assert got.shape == shape
+    few = got @ got.T if shape[0] <= shape[1] else got.T @ got
+    np.testing.assert_allclose(few, np.eye(min(shape)), atol=1e-5)
+    again = np.asarray(terms.orthogonal(jnp.array(got)))
+    np.testing.assert_allclose(again, got, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [
+        terms.squared_error,
+        terms.smooth_l1,
+        terms.cosine_distance,
+        terms.attention_distance,
+        terms.logit_distance,
+    ],
+)
+def test_no_term_teaches_the_teacher(distance, pair):
+    student, teacher = (jnp.abs(jnp.array(x)) for x in pair)
+    grad = jax.grad(lambda t: distance(student, t).sum())(teacher)
+    np.testing.assert_array_equal(grad, 0)
+
+
+def torch_original_loss(logits, answer, projected, teacher, mask):
+    """docs of the original, section "Loss", in torch: masked MSE over tokens only, and so on."""
+    task = torch.nn.functional.cross_entropy(logits.permute(0, 3, 1, 2), answer)
+    kept, true = projected[mask], teacher[mask]
+    mse = ((kept - true) ** 2).sum() / mask.sum()
+    cosine = 1 - torch.nn.functional.cosine_similarity(kept, true, dim=-1).mean()
+    return task + 0.5 * (mse + 0.5 * cosine), task, mse, cosine
+
+
+def test_original_form_equals_torch_and_is_2048_times_as_large():
+    rng = np.random.default_rng(5)
+    mask = np.arange(6) < np.array([[6], [3]])
+    teacher = rng.normal(0, 2.1, (2, 6, 2048)).astype(np.float32)
+    projected = rng.normal(0, 0.6, (2, 6, 2048)).astype(np.float32)
+    logits = rng.normal(0, 0.02, (2, 30, 30, 10)).astype(np.float32)
+    answer = rng.integers(0, 10, (2, 30, 30))
+    batch = Batch(
+        **{
+            **make_batch(rng, mask).__dict__,
+            "answer": answer.astype(np.uint8),
+            "teacher": teacher,
+        }
+    )
+    output = StudentOutput(logits=jnp.array(logits), features=jnp.array(projected))
+    config = LossConfig(form="original", scaling="none")
+    got = distillation_loss(output, batch, config)
+    tensors = map(torch.from_numpy, (logits, answer, projected, teacher, mask))
+    expected = torch_original_loss(*tensors)
+    for value, name in zip(expected, ("total", "task", "mse", "cosine"), strict=True):
+        assert float(getattr(got, name)) == pytest.approx(value.item(), rel=1e-5)
+    assert float(got.mse) / 2048 == pytest.approx(2.1**2 + 0.6**2, rel=0.05)
+    assert 0.5 * float(got.mse) / float(got.total) > 0.999  # what that scale did to the task
 
 
 def make_batch(rng, mask):
@@ -74,7 +182,7 @@ def test_total_is_the_designs_formula_in_f64():
     logits = rng.normal(size=(3, 8, 8, 12))
     features = rng.normal(size=(3, 3, 4))
     output = StudentOutput(logits=jnp.array(logits), features=jnp.array(features))
-    terms = distillation_loss(output, batch, LossConfig())
+    got = distillation_loss(output, batch, LossConfig())
 
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     task = -np.take_along_axis(log_probs, batch.answer[..., None].astype(int), -1).mean()
@@ -86,20 +194,20 @@ def test_total_is_the_designs_formula_in_f64():
     def mean(values):  # over each example's tokens, then over examples with a teacher
         return np.mean([values[i][mask[i]].mean() for i in range(3) if mask[i].any()])
 
-    assert float(terms.task) == pytest.approx(task, rel=1e-5)
-    assert float(terms.mse) == pytest.approx(mean(error), rel=1e-5)
-    assert float(terms.cosine) == pytest.approx(mean(cosine), rel=1e-5)
+    assert float(got.task) == pytest.approx(task, rel=1e-5)
+    assert float(got.mse) == pytest.approx(mean(error), rel=1e-5)
+    assert float(got.cosine) == pytest.approx(mean(cosine), rel=1e-5)
     total = 1.0 * task + 0.5 * (mean(error) + 0.5 * mean(cosine))
-    assert float(terms.total) == pytest.approx(total, rel=1e-5)
+    assert float(got.total) == pytest.approx(total, rel=1e-5)
 
 
 def test_feature_terms_without_any_teacher_are_zero():
     rng = np.random.default_rng(3)
     batch = make_batch(rng, np.zeros((2, 3), bool))
     output = StudentOutput(logits=jnp.zeros((2, 8, 8, 12)), features=jnp.ones((2, 3, 4)))
-    terms = distillation_loss(output, batch, LossConfig())
-    assert float(terms.mse) == float(terms.cosine) == 0.0
-    assert float(terms.total) == float(terms.task)
+    got = distillation_loss(output, batch, LossConfig())
+    assert float(got.mse) == float(got.cosine) == 0.0
+    assert float(got.total) == float(got.task)
 
 
 def test_standardise_makes_a_student_that_says_zero_cost_one_per_channel():

@@ -68,7 +68,7 @@ def test_the_largest_default_students_stay_inside_the_budget():
 
 def test_feature_student_refuses_a_sequence_beyond_its_positions():
     model = make_student(ModelConfig(kind="feature", canvas=8, max_tokens=16, **SMALL), 4)
-    with pytest.raises(ValueError, match="expected at most 16, got 17"):
+    with pytest.raises(ValueError, match="expected at most 16 tokens, got 17"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), feature_batch(17)))
 
 

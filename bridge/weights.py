@@ -1,0 +1,158 @@
+"""Student weights between Flax and PyTorch, both ways, bit for bit, through safetensors.
+
+Flax keeps a linear layer's matrix as [in, out] and splits attention heads; PyTorch keeps
+[out, in] and does not. Names follow each side's customs. Arrays are numpy: no framework is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bridge.errors import InputError
+
+Array = npt.NDArray[Any]
+Flat = dict[str, Array]  # dotted name -> array
+Shapes = Mapping[str, tuple[int, ...]]  # dotted Flax name -> shape
+
+# The original's own names, as its checkpoints have them.
+_ORIGINAL = (
+    (r"^projection\.", "projection.0."),
+    (r"^projection_norm\.", "projection.1."),
+    (r"^positions$", "pos_embedding.weight"),
+    (r"^block_(\d+)\.in_proj\.(weight|bias)$", r"transformer.layers.\1.self_attn.in_proj_\2"),
+    (r"^block_(\d+)\.out_proj\.", r"transformer.layers.\1.self_attn.out_proj."),
+    (r"^block_(\d+)\.", r"transformer.layers.\1."),
+    (r"^decoder_0\.", "decoder.0."),
+    (r"^decoder_1\.", "decoder.3."),
+    (r"^decoder_2\.", "decoder.6."),
+)
+_OWN = ((r"\bblock_(\d+)\.", r"blocks.\1."),)
+_LEAVES = ((r"\.(kernel|scale|embedding)$", ".weight"), (r"\.conv$", ".conv.weight"))
+
+
+def torch_name(name: str, kind: str) -> str:
+    """Returns PyTorch's name of a Flax leaf.
+
+    Args:
+        name: dotted, such as `trunk.block_0.query.kernel`.
+        kind: of student: feature, grid or original.
+    """
+    for pattern, replacement in (*_LEAVES, *(_ORIGINAL if kind == "original" else _OWN)):
+        changed = re.sub(pattern, replacement, name)
+        if changed != name and (pattern, replacement) in _ORIGINAL:
+            return changed
+        name = changed
+    return name
+
+
+def to_torch(params: Mapping[str, Array], kind: str) -> Flat:
+    """Returns Flax parameters as a PyTorch state dict.
+
+    Args:
+        params: dotted Flax name -> array.
+        kind: of student.
+    """
+    return {
+        torch_name(name, kind): np.ascontiguousarray(_turn(name, np.asarray(value)))
+        for name, value in params.items()
+    }
+
+
+def to_flax(state: Mapping[str, Array], shapes: Shapes, kind: str, where: str = "weights") -> Flat:
+    """Returns a PyTorch state dict as Flax parameters.
+
+    Args:
+        state: name -> array.
+        shapes: of every Flax leaf that is wanted, by dotted name.
+        kind: of student.
+        where: the file, for messages.
+
+    Raises:
+        InputError: naming the first leaf that is missing, too many, or of another shape.
+    """
+    wanted = {torch_name(name, kind): name for name in shapes}
+    for name in state:
+        if name not in wanted:
+            raise InputError(f"{where}: {name}: expected no such leaf for a {kind} student")
+    params: Flat = {}
+    for name, flax_name in wanted.items():
+        shape = shapes[flax_name]
+        if name not in state:
+            raise InputError(f"{where}: {name}: expected {list(shape)}, got no such leaf")
+        like = _turn(flax_name, np.empty(shape, np.int8)).shape
+        value = np.asarray(state[name])
+        if value.shape != like:
+            raise InputError(f"{where}: {name}: expected {list(like)}, got {list(value.shape)}")
+        params[flax_name] = np.ascontiguousarray(_turn_back(flax_name, value, shape))
+    return params
+
+
+def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(dict(tensors), partial, metadata=dict(metadata))
+    partial.replace(path)
+
+
+def load(path: Path) -> tuple[Flat, dict[str, str]]:
+    """Reads a safetensors file: its arrays and its metadata.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError) as error:
+        raise InputError(f"weights {path}: expected a safetensors file, got: {error}") from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a nested parameter tree by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tree that `flatten` was given."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, leaf = name.split(".")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = value
+    return tree
+
+
+def _turn(name: str, value: Array) -> Array:
+    """Flax's layout to PyTorch's."""
+    if name.endswith(".kernel"):
+        ins = value.shape[:-1] if name.endswith("out.kernel") else value.shape[:1]
+        return value.reshape(int(np.prod(ins)), -1).T
+    if name.endswith(".conv"):  # [3, 3, M] -> [M, 1, 3, 3]
+        return value.transpose(2, 0, 1)[:, None]
+    return value.reshape(-1) if name.endswith(".bias") else value
+
+
+def _turn_back(name: str, value: Array, shape: tuple[int, ...]) -> Array:
+    """PyTorch's layout to Flax's."""
+    if name.endswith(".kernel"):
+        return value.T.reshape(shape)
+    if name.endswith(".conv"):
+        return value[:, 0].transpose(1, 2, 0)
+    return value.reshape(shape)

@@ -1,0 +1,194 @@
+"""Out to PyTorch and back, through the commands."""
+
+import json
+import os
+import pickle
+from dataclasses import asdict
+
+import chex
+import jax
+import numpy as np
+import pytest
+import torch
+
+from bridge import torch_export, weights
+from bridge.errors import InputError
+from bridge.torch_export import TorchExportConfig
+from bridge.torch_student import OriginalMirror, make_mirror
+from student_jax.config import ModelConfig
+from student_jax.export import ExportConfig
+from student_jax.export import main as export
+from student_jax.import_weights import ImportConfig
+from student_jax.import_weights import main as import_weights
+from student_jax.solver import load_solver
+from student_jax.train import train
+
+KINDS = {
+    "grid": {"model.kind": "grid"},
+    "feature": {"model.kind": "feature", "model.max_tokens": 2048, "model.projector": "orthogonal"},
+    "original": {
+        "model.kind": "original",
+        "model.max_tokens": 2048,
+        "loss.scaling": "none",
+        "loss.form": "original",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, task_folder, store_path, tmp_path_factory):
+    """A short run of each kind, and its export."""
+    from bridge import config as configs
+    from student_jax.config import TrainConfig
+    from tests.conftest import train_dict
+
+    folder = tmp_path_factory.mktemp(request.param)
+    changes = {**KINDS[request.param], "optim.total_steps": 1}
+    config = train_dict(task_folder, store_path, folder / "run", **changes)
+    train(configs.from_dict(TrainConfig, config))
+    export(ExportConfig(checkpoint=folder / "run", out=folder / "export"))
+    return folder
+
+
+def test_folder_holds_what_others_look_for(exported):
+    folder = exported / "export"
+    about = json.loads((folder / "config.json").read_text())
+    solver = load_solver(exported / "run")
+    assert about["model_type"] == f"sage-distill-{solver.config.model.kind}"
+    assert about["num_parameters"] == solver.num_parameters
+    card = (folder / "README.md").read_text()
+    assert "random weights, tiny, seed 0" in card
+    assert ("cannot answer without the teacher" in card) == solver.config.model.reads_features
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_and_export_answer_as_the_student_does(exported, capsys):
+    folder = exported / "export"
+    torch_export.main(TorchExportConfig(folder=folder))
+    told = capsys.readouterr().out
+    assert told.count("largest gap") == 3
+    proofs = torch_export.read_proofs(folder)
+    assert len(proofs) == 16
+    script = torch.jit.load(str(folder / "model.torchscript.pt"))
+    assert torch_export.check(script, proofs, "TorchScript") < 1e-4
+    program = torch.export.load(folder / "model.pt2").module()
+    assert torch_export.check(program, proofs, "torch.export") < 1e-4
+
+
+def test_gate_fails_on_other_weights(exported, tmp_path):
+    folder = exported / "export"
+    tensors, about = weights.load(folder / "model.safetensors")
+    name = next(name for name in ("head.bias", "decoder.6.bias") if name in tensors)
+    tensors[name][0] += 0.01
+    weights.save(tmp_path / "model.safetensors", tensors, about)
+    for other in ("config.json", "proof.safetensors"):
+        (tmp_path / other).write_bytes((folder / other).read_bytes())
+    with pytest.raises(InputError, match="mirror: proof 0: expected the JAX student's answer"):
+        torch_export.main(TorchExportConfig(folder=tmp_path))
+    assert not list(tmp_path.glob("model.*pt*"))
+
+
+def test_import_gives_the_same_student_bit_for_bit(exported, store_path, tmp_path):
+    out = tmp_path / "imported"
+    needs = load_solver(exported / "run").config.model.reads_features
+    store = str(store_path) if needs else None
+    import_weights(ImportConfig(folder=exported / "export", store=store, out=out))
+    before, after = load_solver(exported / "run"), load_solver(out)
+    chex.assert_trees_all_equal(before.state.params, after.state.params)
+    if before.config.model.kind == "feature":
+        chex.assert_trees_all_equal(before.state.scaling, after.state.scaling)
+    assert after.step == before.step
+    assert after.trained_on == before.trained_on
+
+
+def test_export_is_left_alone_by_damaged_config(exported, tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {}}')
+    with pytest.raises(InputError, match="lacks feature_width"):
+        import_weights(ImportConfig(folder=tmp_path))
+    with pytest.raises(InputError, match=r"expected an export's config\.json"):
+        torch_export.main(TorchExportConfig(folder=tmp_path))
+    with pytest.raises(InputError, match=r"config\.json"):
+        import_weights(ImportConfig(folder=tmp_path / "none"))
+
+
+def original_state(width=32):
+    """What the original's script would have saved, at a small size."""
+    sizes = {"width": width, "heads": 8, "mlp_width": 48, "depth": 2, "max_tokens": 2048}
+    mirror = OriginalMirror(asdict(ModelConfig(kind="original", **sizes)), 64)
+    state = {k: v for k, v in mirror.state_dict().items() if not k.startswith("projector")}
+    return mirror, state
+
+
+def test_originals_checkpoint_answers_in_jax_as_in_torch(store_path, tmp_path):
+    mirror, state = original_state()
+    path = tmp_path / "best_model.pt"
+    optimizer = torch.optim.AdamW(mirror.parameters()).state_dict()
+    torch.save(
+        {
+            "epoch": 1,
+            "model_state_dict": state,
+            "optimizer_state_dict": optimizer,
+            "val_accuracy": 94.45,
+            "val_loss": 3265.0,
+        },
+        path,
+    )
+    torch_export.main(TorchExportConfig(folder=tmp_path / "folder", original=path))
+    import_weights(
+        ImportConfig(folder=tmp_path / "folder", store=str(store_path), out=tmp_path / "run")
+    )
+    solver = load_solver(tmp_path / "run")
+    assert len(solver.trained_on) == 400  # it split pairs: every task was trained on
+    from student_jax.export import random_batch
+
+    batch = random_batch(solver, np.random.default_rng(0), 0)
+    got = solver.predict(solver.state, batch)
+    with torch.no_grad():
+        logits, _ = mirror.eval()(torch.tensor(batch.teacher), torch.tensor(batch.teacher_mask))
+    np.testing.assert_allclose(got, torch.log_softmax(logits, -1).numpy(), atol=1e-5)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/sage_distill_was_here",)
+
+
+@pytest.mark.parametrize("what", ["code", "keys", "plain pickle", "text", "dtype", "missing leaf"])
+def test_original_checkpoint_with_anything_else_in_it_is_refused(tmp_path, what):
+    path = tmp_path / "best_model.pt"
+    _, state = original_state()
+    if what == "plain pickle":
+        path.write_bytes(pickle.dumps({"model_state_dict": {}}))
+    elif what == "text":
+        path.write_text("weights")
+    else:
+        value = {"model_state_dict": state, "epoch": 1}
+        if what == "code":
+            value["history"] = Evil()
+        if what == "keys":
+            value["extra"] = torch.zeros(1)
+        if what == "dtype":
+            state["decoder.0.bias"] = state["decoder.0.bias"].half()
+        if what == "missing leaf":
+            del state["decoder.0.bias"]
+        torch.save(value, path)
+    with pytest.raises(InputError) as error:
+        torch_export.main(TorchExportConfig(folder=tmp_path / "out", original=path))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert not os.path.exists("/tmp/sage_distill_was_here")  # noqa: PTH110
+
+
+def test_import_of_a_student_that_reads_features_wants_a_store(exported, tmp_path):
+    if not load_solver(exported / "run").config.model.reads_features:
+        return
+    with pytest.raises(InputError, match=r"--store: .* needs a store"):
+        import_weights(ImportConfig(folder=exported / "export", out=tmp_path / "x"))
+
+
+def test_state_dict_loads_where_only_the_mirror_is_known(exported):
+    about = json.loads((exported / "export/config.json").read_text())
+    student = make_mirror(about["model"], about["feature_width"], about["scaling"])
+    tensors, _ = weights.load(exported / "export/model.safetensors")
+    student.load_state_dict({name: torch.tensor(value) for name, value in tensors.items()})
+    assert jax.tree.leaves(tensors)
