@@ -1,13 +1,24 @@
-"""Checkpoints: Orbax, with the config and the teacher's provenance inside."""
+"""Checkpoints: Orbax, with the config, the teacher's provenance and a digest of every leaf inside.
+
+Orbax restores an array whose bytes changed on disk without a word, so each leaf's sha256 is kept
+beside it and compared. A damaged step is skipped for the newest whole one, and said to be.
+
+python -m student_jax.checkpoints verify runs/quickstart/grid
+"""
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tyro
 
 from bridge import config as configs
 from bridge.errors import InputError
@@ -51,13 +62,17 @@ class Checkpoints:
     ) -> None:
         self._manager.close()
 
+    def steps(self) -> list[int]:
+        """The complete steps, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
     def latest_step(self) -> int | None:
-        """The newest complete step, or None."""
+        """The newest complete step, or None; it may be damaged."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, config: TrainConfig, about: dict[str, Any]) -> None:
         """Saves a state in the background; returns when its arrays are copied."""
-        about = {"config": configs.to_dict(config), **about}
+        about = {"config": configs.to_dict(config), "digests": digests_of(state), **about}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -70,37 +85,130 @@ class Checkpoints:
         """Blocks until everything saved is on disk."""
         self._manager.wait_until_finished()
 
+    def delete(self, step: int) -> None:
+        """Deletes a step, so that it can be saved again."""
+        self._manager.delete(step)
+
     def about(self, step: int | None = None) -> dict[str, Any]:
         """Returns what is known of a checkpoint: its config and its teacher's provenance.
 
         Raises:
-            InputError: if there is no checkpoint.
+            InputError: if there is no checkpoint, or it is damaged.
         """
-        restored = self._manager.restore(
-            self._existing(step),
-            args=ocp.args.Composite(about=ocp.args.JsonRestore()),  # pyright: ignore[reportCallIssue]
-        )
-        return restored["about"]
+        step = self._existing(step)
+        arguments = ocp.args.Composite(about=ocp.args.JsonRestore())  # pyright: ignore[reportCallIssue]
+        about = self._restore(step, arguments)["about"]
+        if not isinstance(about, dict) or not isinstance(about.get("digests"), dict):
+            raise self._damage(step, "about: not readable")
+        return about
 
     def restore(self, like: Any, sharding: jax.sharding.Sharding, step: int | None = None) -> Any:
-        """Returns a saved state.
+        """Returns a saved state, after comparing every leaf with its digest.
 
         Args:
             like: its shapes and dtypes, from `jax.eval_shape`.
             sharding: where every array is placed.
             step: which; the latest by default.
+
+        Raises:
+            InputError: naming the first leaf that is not as it was saved.
         """
+        step = self._existing(step)
+        expected = self.about(step)["digests"]
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
         )
-        restored = self._manager.restore(
-            self._existing(step),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(like)),  # pyright: ignore[reportCallIssue]
-        )
-        return restored["state"]
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore[reportCallIssue]
+        state = self._restore(step, arguments)["state"]
+        for name, digest in digests_of(state).items():
+            if expected.get(name) != digest:
+                raise self._damage(step, f"leaf {name} is not as it was saved")
+        return state
+
+    def newest_whole(self) -> int | None:
+        """Returns the newest step whose leaves are all as they were saved, or None without steps.
+
+        Raises:
+            InputError: if there are steps and all of them are damaged.
+        """
+        from student_jax.solver import state_like  # which imports this module
+
+        error: InputError | None = None
+        for step in self.steps():
+            try:
+                one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+                self.restore(state_like(self.about(step)), one, step)
+            except InputError as damage:
+                print(f"warning: {damage}; looking at the step before", file=sys.stderr)
+                error = damage
+            else:
+                return step
+        if error is not None:
+            raise InputError(f"{self.out}: no step is whole; the oldest: {error}")
+        return None
+
+    def _restore(self, step: int, arguments: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=arguments)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise self._damage(step, " ".join(str(error).split())[:160]) from None
+
+    def _damage(self, step: int, fault: str) -> InputError:
+        return InputError(f"checkpoint {self.out}: step {step} is damaged: {fault}")
 
     def _existing(self, step: int | None) -> int:
         step = self.latest_step() if step is None else step
         if step is None:
             raise InputError(f"checkpoint: {self.out} holds no complete checkpoint yet")
         return step
+
+
+def digests_of(state: Any) -> dict[str, str]:
+    """Returns the sha256 of every leaf by its path: dtype, shape and bytes. Waits for the state."""
+    return {
+        jax.tree_util.keystr(path): _digest(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _digest(leaf: Any) -> str:
+    # Every device holds the whole of it.
+    value = np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+    total = hashlib.sha256(f"{value.dtype} {value.shape}".encode())
+    total.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsConfig:
+    """What to do with which run's checkpoints."""
+
+    action: Annotated[Literal["verify"], tyro.conf.Positional]
+    """verify: hold every leaf of every step against its digest"""
+    path: Annotated[Path, tyro.conf.Positional]
+    """a training run's folder"""
+
+
+def main(config: CheckpointsConfig) -> None:
+    """Verify a training run's checkpoints; ends with exit code 1 if a step is damaged."""
+    from student_jax.solver import state_like
+
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    damaged = 0
+    with Checkpoints(config.path) as checkpoints:
+        if not checkpoints.steps():
+            raise InputError(f"checkpoint: {config.path} holds no complete checkpoint yet")
+        for step in checkpoints.steps():
+            try:
+                state = checkpoints.restore(state_like(checkpoints.about(step)), one, step)
+            except InputError as error:
+                damaged += 1
+                print(f"damaged: {error}")
+            else:
+                print(f"whole: step {step}, {len(jax.tree.leaves(state))} leaves")
+    if damaged:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    configs.command(main, CheckpointsConfig)

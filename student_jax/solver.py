@@ -84,20 +84,12 @@ def load_solver(out: Path) -> Solver:
         InputError: if there is none.
     """
     with Checkpoints(out) as checkpoints:
-        step = checkpoints.latest_step()
+        step = checkpoints.newest_whole()
         about = checkpoints.about(step)
-        config = configs.from_dict(TrainConfig, about["config"])
-        model = make_student(config.model, about["feature_width"])
-        width = about["feature_width"]
-        scaling = empty_scaling(config.loss.scaling, width)
-        batch = smallest_batch(config, width)
-        like = jax.eval_shape(
-            lambda: init_state(
-                model, make_optimizer(config.optim, config.loss.form), batch, scaling, 0
-            )
-        )
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        state = checkpoints.restore(like, one, step)
+        state = checkpoints.restore(state_like(about), one, step)
+    config = configs.from_dict(TrainConfig, about["config"])
+    width = about["feature_width"]
     return Solver(
         config=config,
         step=int(state.step),
@@ -107,6 +99,20 @@ def load_solver(out: Path) -> Solver:
         state=state,
         predict=make_predict(config, width),
     )
+
+
+def state_like(about: dict[str, Any]) -> TrainState:
+    """Returns the shapes and dtypes of the state that a checkpoint holds.
+
+    Args:
+        about: what the checkpoint says of itself.
+    """
+    config = configs.from_dict(TrainConfig, about["config"])
+    width = about["feature_width"]
+    model, batch = make_student(config.model, width), smallest_batch(config, width)
+    tx = make_optimizer(config.optim, config.loss.form)
+    scaling = empty_scaling(config.loss.scaling, width)
+    return jax.eval_shape(lambda: init_state(model, tx, batch, scaling, 0))
 
 
 def make_predict(config: TrainConfig, feature_width: int) -> Any:

@@ -78,10 +78,12 @@ def train(config: TrainConfig) -> dict[str, float]:
     }
 
     with Checkpoints(config.out, create=True) as checkpoints:
-        first_step = checkpoints.latest_step() or 0
+        first_step = checkpoints.newest_whole() or 0
         if first_step:
-            check_same_data(checkpoints.about(), about, config)
-            state = checkpoints.restore(jax.eval_shape(init), replicated(mesh))
+            check_same_data(checkpoints.about(first_step), about, config)
+            for damaged in (step for step in checkpoints.steps() if step > first_step):
+                checkpoints.delete(damaged)  # to be made again
+            state = checkpoints.restore(jax.eval_shape(init), replicated(mesh), first_step)
         else:
             state = init()
         log = MetricsLog(config.out, first_step, config.optim.total_steps)

@@ -19,6 +19,7 @@ COMMANDS = [
     "student_jax.solve",
     "student_jax.evaluate",
     "student_jax.report",
+    "student_jax.checkpoints",
     "student_jax.export",
     "student_jax.import_weights",
     "bridge.torch_export",

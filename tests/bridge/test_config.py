@@ -41,13 +41,16 @@ def test_yaml_number_without_a_dot_is_a_float(write_yaml):
         ("optim: {peak_lrr: 1}", "unknown key 'optim.peak_lrr'; did you mean 'optim.peak_lr'"),
         ("otpim: {}", "unknown key 'otpim'; did you mean 'optim'"),
         ("zzz: 1", "unknown key 'zzz'; known: out, seed"),
-        ("model: {kind: gird}", "model.kind: expected one of ['feature', 'grid'], got 'gird'; did"),
+        (
+            "model: {kind: gird}",
+            "model.kind: expected one of ['feature', 'grid', 'original'], got 'gird'; did",
+        ),
         ("model: {width: 30}", "model.width: expected a multiple of 4 * heads = 32, got 30"),
         ("optim: {batch_size: true}", "optim.batch_size: expected int, got True"),
         ("optim: {batch_size: 1.5}", "optim.batch_size: expected int, got 1.5"),
         ("optim: {peak_lr: fast}", "optim.peak_lr: expected float, got 'fast'"),
         ("optim: [1]", "optim: expected keys and values, got [1]"),
-        ("model: {kind: feature}", "a feature student needs a store"),
+        ("model: {kind: feature}", "a student of kind feature needs a store"),
         ("a: [", "expected YAML"),
     ],
 )
