@@ -20,6 +20,7 @@ from bridge.arc import all_questions, known_answers
 from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.scaling import Scaling, covariance_of, layer_norm, no_scaling, phi_s, standardise
+from bridge.stop import Stop
 from bridge.store import FeatureStore, check_provenance
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
@@ -77,7 +78,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         "trained_on": sorted({example.question.task_id for example in examples.examples}),
     }
 
-    with Checkpoints(config.out, create=True) as checkpoints:
+    with Checkpoints(config.out, create=True) as checkpoints, Stop() as stop:
         first_step = checkpoints.newest_whole() or 0
         if first_step:
             check_same_data(checkpoints.about(first_step), about, config)
@@ -93,7 +94,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         metrics: dict[str, float] = {}
         # One pass more than steps: the last save happens without repeating its code.
         for step in range(first_step, config.optim.total_steps + 1):
-            done = step == config.optim.total_steps
+            done = step == config.optim.total_steps or stop.requested
             if step > first_step and (done or step % config.checkpoint_steps == 0):
                 checkpoints.save(step, state, config, about)
             if done:
@@ -112,6 +113,8 @@ def train(config: TrainConfig) -> dict[str, float]:
         batches.close()
         log.close()
         checkpoints.wait()
+        if stop.requested:
+            raise KeyboardInterrupt
     return metrics
 
 

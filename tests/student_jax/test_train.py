@@ -101,6 +101,29 @@ def test_killed_training_goes_on_to_the_same_curve(task_folder, store_path, tmp_
     chex.assert_trees_all_equal(params_of(outs["killed"]), params_of(outs["whole"]))
 
 
+def test_sigterm_saves_where_it_stands_and_the_run_goes_on(task_folder, store_path, tmp_path):
+    out = tmp_path / "run"
+    value = train_dict(task_folder, store_path, out, **{"optim.total_steps": 100_000})
+    value["checkpoint_steps"] = 50_000
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(value))
+    command = [sys.executable, "-m", "student_jax.train", "--config", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 5):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finishing what is in hand" in errors
+    assert "Traceback" not in errors
+    saved = load_solver(out).step
+    assert saved == metric_lines(out)[-1]["step"] >= 5
+
+
 def metric_lines_whole(out):
     return [x for x in (out / "metrics.jsonl").read_text().splitlines() if x.endswith("}")]
 
