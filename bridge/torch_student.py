@@ -61,6 +61,7 @@ class OriginalMirror(nn.Module):
             f32[B, 30, 30, 10] and f32[B, S, F].
         """
         _check(features, mask, self.feature_width, self.max_tokens)
+        features = features.masked_fill(~mask[..., None], 0.0)
         x = self.projection(features) + self.pos_embedding.weight[None, : features.shape[1]]
         x = self.transformer(x, src_key_padding_mask=~mask)
         logits = self.decoder(_masked_mean(x, mask))
@@ -86,7 +87,7 @@ class Scale(nn.Module):
         x = x / self.std
         if self.per_token:
             x = functional.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPSILON)
-        return x * mask[..., None].to(x.dtype)
+        return x.masked_fill(~mask[..., None], 0.0)
 
 
 class Block(nn.Module):

@@ -76,7 +76,7 @@ def to_flax(state: Mapping[str, Array], shapes: Shapes, kind: str, where: str = 
         where: the file, for messages.
 
     Raises:
-        InputError: naming the first leaf that is missing, too many, or of another shape.
+        InputError: naming the first leaf that is missing, too many, or not f32 of the same shape.
     """
     wanted = {torch_name(name, kind): name for name in shapes}
     for name in state:
@@ -85,14 +85,23 @@ def to_flax(state: Mapping[str, Array], shapes: Shapes, kind: str, where: str = 
     params: Flat = {}
     for name, flax_name in wanted.items():
         shape = shapes[flax_name]
-        if name not in state:
-            raise InputError(f"{where}: {name}: expected {list(shape)}, got no such leaf")
         like = _turn(flax_name, np.empty(shape, np.int8)).shape
-        value = np.asarray(state[name])
-        if value.shape != like:
-            raise InputError(f"{where}: {name}: expected {list(like)}, got {list(value.shape)}")
-        params[flax_name] = np.ascontiguousarray(_turn_back(flax_name, value, shape))
+        check_leaf(name, state.get(name), like, where)
+        params[flax_name] = np.ascontiguousarray(_turn_back(flax_name, state[name], shape))
     return params
+
+
+def check_leaf(name: str, value: Array | None, shape: tuple[int, ...], where: str) -> None:
+    """Refuses a leaf that is missing or is not f32 of this shape: a cast would not be bit exact.
+
+    Raises:
+        InputError: naming the leaf, what was expected and what was got.
+    """
+    wanted = f"{where}: {name}: expected float32 {list(shape)}"
+    if value is None:
+        raise InputError(f"{wanted}, got no such leaf")
+    if value.dtype != np.float32 or value.shape != shape:
+        raise InputError(f"{wanted}, got {value.dtype} {list(value.shape)}")
 
 
 def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
@@ -112,8 +121,10 @@ def load(path: Path) -> tuple[Flat, dict[str, str]]:
     try:
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError) as error:
-        raise InputError(f"weights {path}: expected a safetensors file, got: {error}") from None
+    except (OSError, SafetensorError, TypeError) as error:  # TypeError: bf16, which numpy lacks
+        raise InputError(
+            f"weights {path}: expected a safetensors file of float32, got: {error}"
+        ) from None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ python -m student_jax.checkpoints verify runs/quickstart/grid
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,12 @@ import tyro
 
 from bridge import config as configs
 from bridge.errors import InputError
+from bridge.store.storage import is_outage
 from student_jax.config import TrainConfig
+
+
+class DamagedError(InputError):
+    """A step's bytes are not those that were saved; an outage is another matter."""
 
 
 class Checkpoints:
@@ -73,21 +79,33 @@ class Checkpoints:
     def save(self, step: int, state: Any, config: TrainConfig, about: dict[str, Any]) -> None:
         """Saves a state in the background; returns when its arrays are copied."""
         about = {"config": configs.to_dict(config), "digests": digests_of(state), **about}
-        self._manager.save(
+        about = {**about, "check": _check(about)}
+        saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
                 about=ocp.args.JsonSave(about),  # pyright: ignore[reportCallIssue]
             ),
         )
+        if not saved:
+            raise InputError(
+                f"checkpoint {self.out}: step {step} was not saved: step {self.latest_step()} is "
+                "there already; give another --out"
+            )
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""
         self._manager.wait_until_finished()
 
-    def delete(self, step: int) -> None:
-        """Deletes a step, so that it can be saved again."""
-        self._manager.delete(step)
+    def set_aside(self, step: int) -> None:
+        """Moves a step to `{out}/damaged_checkpoints`, so that it can be saved again."""
+        aside = self.out / "damaged_checkpoints"
+        aside.mkdir(exist_ok=True)
+        place = aside / str(step)
+        while place.exists():
+            place = place.with_name(f"{place.name}_")
+        (self.out / "checkpoints" / str(step)).rename(place)
+        self._manager.reload()
 
     def about(self, step: int | None = None) -> dict[str, Any]:
         """Returns what is known of a checkpoint: its config and its teacher's provenance.
@@ -98,8 +116,10 @@ class Checkpoints:
         step = self._existing(step)
         arguments = ocp.args.Composite(about=ocp.args.JsonRestore())  # pyright: ignore[reportCallIssue]
         about = self._restore(step, arguments)["about"]
-        if not isinstance(about, dict) or not isinstance(about.get("digests"), dict):
+        if not isinstance(about, dict):
             raise self._damage(step, "about: not readable")
+        if about.get("check") != _check(about):
+            raise self._damage(step, "about: not as it was saved")
         return about
 
     def restore(self, like: Any, sharding: jax.sharding.Sharding, step: int | None = None) -> Any:
@@ -120,8 +140,9 @@ class Checkpoints:
         )
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore[reportCallIssue]
         state = self._restore(step, arguments)["state"]
-        for name, digest in digests_of(state).items():
-            if expected.get(name) != digest:
+        found = digests_of(state)
+        for name in sorted(found.keys() | expected.keys()):
+            if expected.get(name) != found.get(name):
                 raise self._damage(step, f"leaf {name} is not as it was saved")
         return state
 
@@ -133,28 +154,34 @@ class Checkpoints:
         """
         from student_jax.solver import state_like  # which imports this module
 
-        error: InputError | None = None
+        error: DamagedError | None = None
         for step in self.steps():
             try:
                 one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
                 self.restore(state_like(self.about(step)), one, step)
-            except InputError as damage:
+            except DamagedError as damage:
                 print(f"warning: {damage}; looking at the step before", file=sys.stderr)
                 error = damage
             else:
                 return step
         if error is not None:
-            raise InputError(f"{self.out}: no step is whole; the oldest: {error}")
+            raise DamagedError(f"{self.out}: no step is whole; the oldest: {error}")
         return None
 
     def _restore(self, step: int, arguments: Any) -> Any:
         try:
             return self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise self._damage(step, " ".join(str(error).split())[:160]) from None
+            fault = " ".join(str(error).split())[:160]
+            if _is_outage(error):
+                raise InputError(
+                    f"checkpoint {self.out}: step {step} cannot be read: {fault}; nothing was "
+                    "changed: try again"
+                ) from None
+            raise self._damage(step, fault) from None
 
-    def _damage(self, step: int, fault: str) -> InputError:
-        return InputError(f"checkpoint {self.out}: step {step} is damaged: {fault}")
+    def _damage(self, step: int, fault: str) -> DamagedError:
+        return DamagedError(f"checkpoint {self.out}: step {step} is damaged: {fault}")
 
     def _existing(self, step: int | None) -> int:
         step = self.latest_step() if step is None else step
@@ -169,6 +196,19 @@ def digests_of(state: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): _digest(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
+
+
+def _check(about: dict[str, Any]) -> str:
+    """Returns the sha256 of what a checkpoint says of itself, as JSON will have it."""
+    rest = {name: value for name, value in about.items() if name != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether a step could not be read, as against read and found to be wrong."""
+    if isinstance(error, ValueError):
+        return is_outage(error)
+    return isinstance(error, MemoryError | OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _digest(leaf: Any) -> str:
@@ -201,7 +241,7 @@ def main(config: CheckpointsConfig) -> None:
         for step in checkpoints.steps():
             try:
                 state = checkpoints.restore(state_like(checkpoints.about(step)), one, step)
-            except InputError as error:
+            except DamagedError as error:
                 damaged += 1
                 print(f"damaged: {error}")
             else:

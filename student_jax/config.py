@@ -61,6 +61,8 @@ class ModelConfig:
             )
         if self.canvas not in SIDES:
             raise ValueError(f"canvas: expected one of {SIDES}, got {self.canvas}")
+        if self.kind == "original" and (self.loops, self.projector) != (1, "linear"):
+            raise ValueError("loops, projector: expected 1 and linear with kind original")
         if min(self.depth, self.loops, self.encoder_depth, self.tokens_per_pair) < 1:
             raise ValueError("depth, loops, encoder_depth, tokens_per_pair: expected at least 1")
         if not 0 <= self.dropout < 1:

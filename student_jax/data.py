@@ -159,13 +159,12 @@ class Examples:
         if self.store is None:
             raise InputError("data.store: a feature student needs a feature store")
         tokens = self.store.record(question.example_id).num_tokens
-        bucket = -(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET
-        if bucket > self.model.max_tokens:
+        if tokens > self.model.max_tokens:
             raise InputError(
-                f"model.max_tokens: expected at least {bucket} for {question.example_id}, "
+                f"model.max_tokens: expected at least {tokens} for {question.example_id}, "
                 f"got {self.model.max_tokens}"
             )
-        return bucket
+        return min(-(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET, self.model.max_tokens)
 
     def _draw(self, example: Example, transform: Transform | None) -> dict[str, npt.NDArray]:
         question, answer, side = example.question, example.answer, example.bucket
@@ -198,7 +197,7 @@ class Examples:
         if self.store is None:
             raise InputError("data.store: a feature student needs a feature store")
         ids = [example.question.example_id for example in examples]
-        features, mask = self.store.batch(ids, TOKEN_BUCKET)
+        features, mask = self.store.batch(ids, TOKEN_BUCKET, self.model.max_tokens)
         check_features(features, mask, self.feature_width, self.model.max_tokens)
         count, side = len(ids), self.model.answer_side
         draw = whole_answer if self.model.kind == "original" else answer_canvas

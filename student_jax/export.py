@@ -18,8 +18,9 @@ from bridge import config as configs
 from bridge import weights
 from bridge.canvas import NUM_CLASSES
 from bridge.files import write_text
-from student_jax.batch import Batch
+from student_jax.batch import Batch, scale_teacher
 from student_jax.solver import Solver, load_solver
+from student_jax.students import make_student
 
 PROOFS = 16  # batches that an export is held against, wherever it is loaded
 # Examples, demonstrations, canvas side, teacher tokens.
@@ -59,7 +60,8 @@ def export(solver: Solver, out: Path) -> None:
                 tensors[f"scaling.{name}"] = np.asarray(getattr(scaling, name))
     about = {"format": "pt", "kind": kind, "step": str(solver.step)}
     weights.save(out / "model.safetensors", tensors, about)
-    weights.save(out / "proof.safetensors", make_proof(solver), {"kind": kind})
+    about = {"kind": kind, "proofs": str(PROOFS)}
+    weights.save(out / "proof.safetensors", make_proof(solver), about)
     digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     text = json.dumps(describe(solver, digest), indent=1)
     write_text(out / "config.json", text + "\n")
@@ -87,6 +89,7 @@ def describe(solver: Solver, digest: str) -> dict[str, Any]:
 def make_proof(solver: Solver) -> dict[str, np.ndarray]:
     """Returns random inputs of several shapes, and what the student says to each."""
     rng = np.random.default_rng(0)
+    model = make_student(solver.config.model, solver.feature_width)
     proof: dict[str, np.ndarray] = {}
     for i in range(PROOFS):
         batch = random_batch(solver, rng, i)
@@ -98,8 +101,12 @@ def make_proof(solver: Solver) -> dict[str, np.ndarray]:
                 "mask": batch.demonstration_mask,
                 "query": batch.query,
             }
-        log_probs = np.asarray(solver.predict(solver.state, batch))
-        values = {**inputs, "log_probs": log_probs}
+        with jax.default_matmul_precision("highest"):  # a GPU's default would miss the tolerance
+            values = {**inputs, "log_probs": solver.predict(solver.state, batch)}
+            if solver.config.model.reads_features:
+                scaled = scale_teacher(batch, solver.state.scaling)
+                output = model.apply({"params": solver.state.params}, scaled)
+                values["projected"] = output.features  # pyright: ignore[reportAttributeAccessIssue]
         proof |= {f"{i}.{name}": np.ascontiguousarray(value) for name, value in values.items()}
     return proof
 

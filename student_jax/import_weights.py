@@ -21,7 +21,7 @@ from bridge.scaling import Scaling
 from bridge.store import FeatureStore
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import DataConfig, LossConfig, ModelConfig, TrainConfig
-from student_jax.solver import smallest_batch
+from student_jax.solver import empty_scaling, smallest_batch
 from student_jax.state import init_state, make_optimizer
 from student_jax.students import make_student
 
@@ -43,11 +43,13 @@ def main(config: ImportConfig) -> None:
 
     Weights cross bit for bit; a leaf that is missing, too many or of another shape is named.
     """
+    if (config.out / "checkpoints").exists():
+        raise InputError(f"--out {config.out}: holds checkpoints already; give another folder")
     about = read_config(config.folder)
     tensors, _ = weights.load(config.folder / "model.safetensors")
     train_config = make_config(about, config)
     width = about["feature_width"]
-    scaling = take_scaling(tensors, width, about["scaling"])
+    scaling = take_scaling(tensors, train_config, width, str(config.folder))
     model = make_student(train_config.model, width)
     tx = make_optimizer(train_config.optim, train_config.loss.form)
     batch = smallest_batch(train_config, width)
@@ -94,18 +96,37 @@ def make_config(about: dict[str, Any], config: ImportConfig) -> TrainConfig:
             out=config.out,
             model=model,
             data=DataConfig(store=config.store),
-            loss=LossConfig(scaling=about["scaling"]),
+            loss=configs.from_dict(
+                LossConfig,
+                {
+                    "scaling": about["scaling"],
+                    "form": "original" if model.kind == "original" else "corrected",
+                },
+            ),
         )
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"--store: {error}") from None
 
 
-def take_scaling(tensors: weights.Flat, width: int, kind: str) -> Scaling:
-    """Takes the scaling of the features out of the tensors."""
-    mean = tensors.pop("scaling.mean", np.zeros(width, np.float32))
-    std = tensors.pop("scaling.std", np.ones(width, np.float32))
-    rotation = tensors.pop("scaling.rotation", None)
-    return Scaling(mean, std, rotation, per_token=kind == "layer_norm")
+def take_scaling(tensors: weights.Flat, config: TrainConfig, width: int, where: str) -> Scaling:
+    """Takes the scaling of the features out of the tensors; only a feature student has one.
+
+    Raises:
+        InputError: naming the leaf that is missing or does not fit.
+    """
+    scaling = empty_scaling(config.loss.scaling, width)
+    if config.model.kind != "feature":
+        return scaling
+    taken: dict[str, np.ndarray] = {}
+    for name in ("mean", "std", "rotation"):
+        like = getattr(scaling, name)
+        if like is not None:
+            key = f"scaling.{name}"
+            weights.check_leaf(key, tensors.get(key), like.shape, where)
+            taken[name] = tensors.pop(key)
+    return replace(scaling, **taken)
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ class OriginalStudent(nn.Module):
         """Maps raw features to logits f32[B, 30, 30, 10].
 
         Raises:
-            ValueError: for features of another width, too many tokens, or (outside jit) an example
-                without a valid token.
+            InputError: for features of another width, too many tokens, or (with a numpy mask) an
+                example without a valid token.
         """
         config, features = self.config, jnp.asarray(batch.teacher)
         check_features(batch.teacher, batch.teacher_mask, self.feature_width, config.max_tokens)

@@ -79,12 +79,13 @@ def train(config: TrainConfig) -> dict[str, float]:
     }
 
     with Checkpoints(config.out, create=True) as checkpoints, Stop() as stop:
-        first_step = checkpoints.newest_whole() or 0
-        if first_step:
-            check_same_data(checkpoints.about(first_step), about, config)
-            for damaged in (step for step in checkpoints.steps() if step > first_step):
-                checkpoints.delete(damaged)  # to be made again
-            state = checkpoints.restore(jax.eval_shape(init), replicated(mesh), first_step)
+        newest = checkpoints.newest_whole()
+        first_step = newest or 0
+        if newest is not None:
+            check_same_data(checkpoints.about(newest), about, config)
+            for damaged in [step for step in checkpoints.steps() if step > newest]:
+                checkpoints.set_aside(damaged)  # to be made again
+            state = checkpoints.restore(jax.eval_shape(init), replicated(mesh), newest)
         else:
             state = init()
         log = MetricsLog(config.out, first_step, config.optim.total_steps)

@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def main(config: OriginalRunConfig) -> None:
         print(f"{name:40}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
     if config.out:
         result = {
-            "command": f"python tools/original_run.py --checkpoint {config.checkpoint}",
+            "command": " ".join(["python", *sys.argv]),
             "date": datetime.date.today().isoformat(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             "versions": {n: version(n) for n in ("jax", "flax", "torch")},

@@ -277,19 +277,22 @@ class FeatureStore:
         return [self.cache.get(record.digest, decode(record)) for record in records]
 
     def batch(
-        self, example_ids: Sequence[str], bucket: int = 1
+        self, example_ids: Sequence[str], bucket: int = 1, longest: int | None = None
     ) -> tuple[Features, npt.NDArray[np.bool_]]:
         """Returns examples padded to one length.
 
         Args:
             example_ids: `B` examples.
             bucket: the length is the longest example's, rounded up to a multiple of this.
+            longest: no further up than this.
 
         Returns:
             bf16[B, L, F], 0 where padded, and bool[B, L], True where valid.
         """
         parts = self.read_many(example_ids)
-        length = -(-max(map(len, parts)) // bucket) * bucket
+        needed = max(map(len, parts))
+        length = -(-needed // bucket) * bucket
+        length = length if longest is None else max(needed, min(length, longest))
         features = np.empty((len(parts), length, self.feature_width), ml_dtypes.bfloat16)
         mask = np.arange(length) < np.array([len(part) for part in parts])[:, None]
         for place, part in zip(features, parts, strict=True):

@@ -118,6 +118,11 @@ def test_task_that_changed_since_extraction_is_noticed(
 
 
 def test_sequence_beyond_the_models_positions_is_one_line(train_config, store_path):
-    config = train_config(**{"model.kind": "feature", "model.max_tokens": 1024})
-    with pytest.raises(InputError, match=r"model.max_tokens: expected at least 2048"):
-        load_examples(config, FeatureStore(store_path))
+    store = FeatureStore(store_path)
+    longest = max(record.num_tokens for record in store.records.values())
+    config = train_config(**{"model.kind": "feature", "model.max_tokens": longest - 1})
+    with pytest.raises(InputError, match=rf"model.max_tokens: expected at least {longest}"):
+        load_examples(config, store)
+    config = train_config(**{"model.kind": "feature", "model.max_tokens": longest})
+    batch = load_examples(config, store)[0].batch([0])
+    assert batch.teacher.shape[1] == longest  # not rounded up beyond what the student can hold

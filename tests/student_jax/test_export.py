@@ -1,5 +1,6 @@
 """Out to PyTorch and back, through the commands."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -79,13 +80,21 @@ def test_gate_fails_on_other_weights(exported, tmp_path):
     folder = exported / "export"
     tensors, about = weights.load(folder / "model.safetensors")
     name = next(name for name in ("head.bias", "decoder.6.bias") if name in tensors)
-    tensors[name][0] += 0.01
-    weights.save(tmp_path / "model.safetensors", tensors, about)
-    for other in ("config.json", "proof.safetensors"):
-        (tmp_path / other).write_bytes((folder / other).read_bytes())
-    with pytest.raises(InputError, match="mirror: proof 0: expected the JAX student's answer"):
-        torch_export.main(TorchExportConfig(folder=tmp_path))
-    assert not list(tmp_path.glob("model.*pt*"))
+    for changed in (name, *(["projector.bias"] if "projector.bias" in tensors else [])):
+        other = {**tensors, changed: tensors[changed] + np.arange(tensors[changed].size) / 99}
+        other[changed] = other[changed].astype(np.float32)
+        weights.save(tmp_path / "model.safetensors", other, about)
+        for file in ("config.json", "proof.safetensors"):
+            (tmp_path / file).write_bytes((folder / file).read_bytes())
+        (tmp_path / "model.pt2").write_text("of an earlier run")
+        with pytest.raises(InputError, match=r"expected the weights that config\.json tells"):
+            torch_export.main(TorchExportConfig(folder=tmp_path))
+        config = json.loads((folder / "config.json").read_text())
+        digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+        (tmp_path / "config.json").write_text(json.dumps({**config, "weights_sha256": digest}))
+        with pytest.raises(InputError, match="mirror: proof 0: expected the JAX student's answer"):
+            torch_export.main(TorchExportConfig(folder=tmp_path))
+        assert not list(tmp_path.glob("model.*pt*"))
 
 
 def test_import_gives_the_same_student_bit_for_bit(exported, store_path, tmp_path):
@@ -99,6 +108,41 @@ def test_import_gives_the_same_student_bit_for_bit(exported, store_path, tmp_pat
         chex.assert_trees_all_equal(before.state.scaling, after.state.scaling)
     assert after.step == before.step
     assert after.trained_on == before.trained_on
+
+
+def test_import_does_not_write_over_checkpoints(exported):
+    with pytest.raises(InputError, match="holds checkpoints already"):
+        import_weights(ImportConfig(folder=exported / "export", out=exported / "run"))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64])
+def test_weights_of_another_dtype_are_refused(exported, tmp_path, dtype):
+    folder = exported / "export"
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    tensors, about = weights.load(folder / "model.safetensors")
+    name = next(iter(tensors))
+    tensors[name] = tensors[name].astype(dtype)
+    weights.save(tmp_path / "model.safetensors", tensors, about)
+    message = f"{name}: expected float32 .* got {np.dtype(dtype)}"
+    needs = json.loads((folder / "config.json").read_text())["model"]["kind"] != "grid"
+    with pytest.raises(InputError, match=message):
+        import_weights(ImportConfig(folder=tmp_path, store="x" * needs or None, out=tmp_path / "o"))
+    with pytest.raises(InputError, match=message):
+        torch_export.main(TorchExportConfig(folder=tmp_path))
+
+
+def test_missing_scaling_is_named(exported, tmp_path):
+    folder = exported / "export"
+    tensors, about = weights.load(folder / "model.safetensors")
+    if "scaling.std" not in tensors:
+        pytest.skip("this student scales nothing")
+    del tensors["scaling.std"]
+    weights.save(tmp_path / "model.safetensors", tensors, about)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(
+        InputError, match=r"scaling\.std: expected float32 \[64\], got no such leaf"
+    ):
+        import_weights(ImportConfig(folder=tmp_path, store="x", out=tmp_path / "o"))
 
 
 def test_export_is_left_alone_by_damaged_config(exported, tmp_path):
@@ -153,7 +197,21 @@ class Evil:
         return os.system, ("touch /tmp/sage_distill_was_here",)
 
 
-@pytest.mark.parametrize("what", ["code", "keys", "plain pickle", "text", "dtype", "missing leaf"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "code",
+        "keys",
+        "plain pickle",
+        "text",
+        "dtype",
+        "missing leaf",
+        "other leaf",
+        "deep leaf",
+        "odd name",
+        "odd width",
+    ],
+)
 def test_original_checkpoint_with_anything_else_in_it_is_refused(tmp_path, what):
     path = tmp_path / "best_model.pt"
     _, state = original_state()
@@ -169,6 +227,15 @@ def test_original_checkpoint_with_anything_else_in_it_is_refused(tmp_path, what)
             value["extra"] = torch.zeros(1)
         if what == "dtype":
             state["decoder.0.bias"] = state["decoder.0.bias"].half()
+        if what in ("other leaf", "deep leaf", "odd name"):
+            name = {"other leaf": "projector.weight", "odd name": 3}.get(
+                what, "transformer.layers.999999999.norm1.weight"
+            )
+            state[name] = torch.zeros(3)
+        if what == "odd width":
+            value["model_state_dict"] = {
+                name: tensor[..., :30] for name, tensor in state.items() if tensor.ndim
+            }
         if what == "missing leaf":
             del state["decoder.0.bias"]
         torch.save(value, path)
@@ -181,7 +248,7 @@ def test_original_checkpoint_with_anything_else_in_it_is_refused(tmp_path, what)
 
 def test_import_of_a_student_that_reads_features_wants_a_store(exported, tmp_path):
     if not load_solver(exported / "run").config.model.reads_features:
-        return
+        pytest.skip("a grid student needs none")
     with pytest.raises(InputError, match=r"--store: .* needs a store"):
         import_weights(ImportConfig(folder=exported / "export", out=tmp_path / "x"))
 
