@@ -53,11 +53,20 @@ def distillation_loss(
             gives the mean over the whole batch, also where examples have no teacher.
     """
     chex.assert_equal_shape([output.features, batch.teacher])
-    mask, teacher = jnp.asarray(batch.teacher_mask), jnp.asarray(batch.teacher)
+    mask, teacher, said = (
+        jnp.asarray(batch.teacher_mask),
+        jnp.asarray(batch.teacher),
+        output.features,
+    )
     average = mean_per_token if weights.form == "original" else mean_per_example
     mse, cosine, smooth_l1 = (
-        average(distance(output.features, teacher), mask, axis)
-        for distance in (terms.squared_error, terms.cosine_distance, terms.smooth_l1)
+        # What has no weight is still told, but nothing is differentiated for it.
+        average(distance(said if weight else jax.lax.stop_gradient(said), teacher), mask, axis)
+        for distance, weight in (
+            (terms.squared_error, weights.mse),
+            (terms.cosine_distance, weights.cosine),
+            (terms.smooth_l1, weights.smooth_l1),
+        )
     )
     if weights.form == "original":
         mse = mse * teacher.shape[-1]
