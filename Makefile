@@ -14,8 +14,9 @@ TORCH_INDEX   ?= https://download.pytorch.org/whl/cpu
 quickstart: $(VENV)/.installed
 	$(BIN)/python tools/quickstart.py --out $(RUN)
 
+# Two at a time; a file's tests stay together, since they share what they compiled.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
