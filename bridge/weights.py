@@ -127,29 +127,6 @@ def load(path: Path) -> tuple[Flat, dict[str, str]]:
         ) from None
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns a nested parameter tree by dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tree that `flatten` was given."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *path, leaf = name.split(".")
-        place = tree
-        for part in path:
-            place = place.setdefault(part, {})
-        place[leaf] = value
-    return tree
-
-
 def _turn(name: str, value: Array) -> Array:
     """Flax's layout to PyTorch's."""
     if name.endswith(".kernel"):

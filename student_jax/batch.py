@@ -67,6 +67,25 @@ def scale_teacher(batch: Batch, scaling: Scaling) -> Batch:
     return replace(batch, teacher=jnp.where(batch.teacher_mask[..., None], values, 0.0))
 
 
+def feature_batch(features: Array, mask: Array, answer: Array) -> Batch:
+    """Returns the batch of a student that reads features: no demonstrations, an empty query.
+
+    Args:
+        features: bf16|f32[B, T, F].
+        mask: bool[B, T].
+        answer: u8[B, N, N].
+    """
+    size, side, _ = answer.shape
+    return Batch(
+        demonstrations=np.zeros((size, 0, 2, side, side), np.uint8),
+        demonstration_mask=np.zeros((size, 0), bool),
+        query=np.zeros((size, side, side), np.uint8),
+        answer=answer,
+        teacher=features,
+        teacher_mask=mask,
+    )
+
+
 def check_features(features: Array, mask: Array, width: int, max_tokens: int) -> None:
     """Refuses what a student cannot read; the mask is looked at outside jit only.
 

@@ -122,48 +122,45 @@ class Checkpoints:
             raise self._damage(step, "about: not as it was saved")
         return about
 
-    def restore(self, like: Any, sharding: jax.sharding.Sharding, step: int | None = None) -> Any:
-        """Returns a saved state, after comparing every leaf with its digest.
+    def restore(self, step: int, sharding: jax.sharding.Sharding) -> tuple[dict[str, Any], Any]:
+        """Returns what a step says of itself and its state, every leaf compared with its digest.
 
         Args:
-            like: its shapes and dtypes, from `jax.eval_shape`.
+            step: which.
             sharding: where every array is placed.
-            step: which; the latest by default.
 
         Raises:
-            InputError: naming the first leaf that is not as it was saved.
-        """
-        step = self._existing(step)
-        expected = self.about(step)["digests"]
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
-        )
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore[reportCallIssue]
-        state = self._restore(step, arguments)["state"]
-        found = digests_of(state)
-        for name in sorted(found.keys() | expected.keys()):
-            if expected.get(name) != found.get(name):
-                raise self._damage(step, f"leaf {name} is not as it was saved")
-        return state
-
-    def newest_whole(self) -> int | None:
-        """Returns the newest step whose leaves are all as they were saved, or None without steps.
-
-        Raises:
-            InputError: if there are steps and all of them are damaged.
+            DamagedError: naming the first leaf that is not as it was saved.
         """
         from student_jax.solver import state_like  # which imports this module
 
+        about = self.about(step)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_like(about)
+        )
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore[reportCallIssue]
+        state = self._restore(step, arguments)["state"]
+        found, expected = digests_of(state), about["digests"]
+        for name in sorted(found.keys() | expected.keys()):
+            if expected.get(name) != found.get(name):
+                raise self._damage(step, f"leaf {name} is not as it was saved")
+        return about, state
+
+    def restore_newest(
+        self, sharding: jax.sharding.Sharding
+    ) -> tuple[int, dict[str, Any], Any] | None:
+        """Returns the newest step that is as it was saved, as `restore`; None without steps.
+
+        Raises:
+            DamagedError: if there are steps and all of them are damaged.
+        """
         error: DamagedError | None = None
         for step in self.steps():
             try:
-                one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-                self.restore(state_like(self.about(step)), one, step)
+                return step, *self.restore(step, sharding)
             except DamagedError as damage:
                 print(f"warning: {damage}; looking at the step before", file=sys.stderr)
                 error = damage
-            else:
-                return step
         if error is not None:
             raise DamagedError(f"{self.out}: no step is whole; the oldest: {error}")
         return None
@@ -231,8 +228,6 @@ class CheckpointsConfig:
 
 def main(config: CheckpointsConfig) -> None:
     """Verify a training run's checkpoints; ends with exit code 1 if a step is damaged."""
-    from student_jax.solver import state_like
-
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     damaged = 0
     with Checkpoints(config.path) as checkpoints:
@@ -240,7 +235,7 @@ def main(config: CheckpointsConfig) -> None:
             raise InputError(f"checkpoint: {config.path} holds no complete checkpoint yet")
         for step in checkpoints.steps():
             try:
-                state = checkpoints.restore(state_like(checkpoints.about(step)), one, step)
+                _, state = checkpoints.restore(step, one)
             except DamagedError as error:
                 damaged += 1
                 print(f"damaged: {error}")

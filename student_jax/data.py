@@ -24,6 +24,7 @@ from student_jax.batch import (
     answer_canvas,
     check_features,
     demonstration_canvases,
+    feature_batch,
     frame_maps,
     whole_answer,
 )
@@ -199,16 +200,10 @@ class Examples:
         ids = [example.question.example_id for example in examples]
         features, mask = self.store.batch(ids, TOKEN_BUCKET, self.model.max_tokens)
         check_features(features, mask, self.feature_width, self.model.max_tokens)
-        count, side = len(ids), self.model.answer_side
+        side = self.model.answer_side
         draw = whole_answer if self.model.kind == "original" else answer_canvas
-        return Batch(
-            demonstrations=np.zeros((count, 0, 2, side, side), np.uint8),
-            demonstration_mask=np.zeros((count, 0), bool),
-            query=np.zeros((count, side, side), np.uint8),
-            answer=np.stack([draw(example.answer, side) for example in examples]),
-            teacher=features,
-            teacher_mask=mask,
-        )
+        answers = np.stack([draw(example.answer, side) for example in examples])
+        return feature_batch(features, mask, answers)
 
 
 def to_devices(

@@ -18,6 +18,7 @@ from bridge import config as configs
 from bridge import weights
 from bridge.canvas import NUM_CLASSES
 from bridge.files import write_text
+from bridge.tree import flatten
 from student_jax.batch import Batch, scale_teacher
 from student_jax.solver import Solver, load_solver
 from student_jax.students import make_student
@@ -52,7 +53,7 @@ def main(config: ExportConfig) -> None:
 def export(solver: Solver, out: Path) -> None:
     """Writes the folder."""
     kind = solver.config.model.kind
-    tensors = weights.to_torch(weights.flatten(jax.device_get(solver.state.params)), kind)
+    tensors = weights.to_torch(flatten(jax.device_get(solver.state.params)), kind)
     if kind == "feature":
         scaling = solver.state.scaling
         for name in ("mean", "std", "rotation"):

@@ -19,6 +19,7 @@ from bridge import weights
 from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.store import FeatureStore
+from bridge.tree import flatten, unflatten
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from student_jax.solver import empty_scaling, smallest_batch
@@ -54,9 +55,9 @@ def main(config: ImportConfig) -> None:
     tx = make_optimizer(train_config.optim, train_config.loss.form)
     batch = smallest_batch(train_config, width)
     state = jax.jit(lambda: init_state(model, tx, batch, scaling, 0))()
-    shapes = {name: leaf.shape for name, leaf in weights.flatten(state.params).items()}
+    shapes = {name: leaf.shape for name, leaf in flatten(state.params).items()}
     flat = weights.to_flax(tensors, shapes, train_config.model.kind, str(config.folder))
-    params = weights.unflatten({name: jnp.asarray(value) for name, value in flat.items()})
+    params = unflatten({name: jnp.asarray(value) for name, value in flat.items()})
     state = replace(state, params=params, step=jnp.asarray(about["step"], jnp.int32))
     store = FeatureStore(config.store) if config.store else None
     notes = {

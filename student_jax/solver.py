@@ -84,10 +84,10 @@ def load_solver(out: Path) -> Solver:
         InputError: if there is none.
     """
     with Checkpoints(out) as checkpoints:
-        step = checkpoints.newest_whole()
-        about = checkpoints.about(step)
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        state = checkpoints.restore(state_like(about), one, step)
+        newest = checkpoints.restore_newest(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    if newest is None:
+        raise InputError(f"checkpoint: {out} holds no complete checkpoint yet")
+    _, about, state = newest
     config = configs.from_dict(TrainConfig, about["config"])
     width = about["feature_width"]
     return Solver(

@@ -22,6 +22,7 @@ from bridge.files import write_text
 from bridge.scaling import Scaling, covariance_of, layer_norm, no_scaling, phi_s, standardise
 from bridge.stop import Stop
 from bridge.store import FeatureStore, check_provenance
+from bridge.tree import flatten
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
 from student_jax.data import Examples, to_devices
@@ -79,15 +80,14 @@ def train(config: TrainConfig) -> dict[str, float]:
     }
 
     with Checkpoints(config.out, create=True) as checkpoints, Stop() as stop:
-        newest = checkpoints.newest_whole()
-        first_step = newest or 0
+        newest = checkpoints.restore_newest(replicated(mesh))
         if newest is not None:
-            check_same_data(checkpoints.about(newest), about, config)
-            for damaged in [step for step in checkpoints.steps() if step > newest]:
+            first_step, there, state = newest
+            check_same_data(there, about, config)
+            for damaged in [step for step in checkpoints.steps() if step > first_step]:
                 checkpoints.set_aside(damaged)  # to be made again
-            state = checkpoints.restore(jax.eval_shape(init), replicated(mesh), newest)
         else:
-            state = init()
+            first_step, state = 0, init()
         log = MetricsLog(config.out, first_step, config.optim.total_steps)
         log.say(describe(config, examples, state, first_step))
         drawn = examples.train_batches(config.seed, first_step, config.optim.batch_size)
@@ -180,17 +180,6 @@ def check_same_data(there: dict[str, Any], now: dict[str, Any], config: TrainCon
             f"{config.out} was trained on other tasks: {config.data.tasks.source} changed in "
             f"{task}; give another --out"
         )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns a nested config as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def describe(config: TrainConfig, examples: Examples, state: Any, first_step: int) -> str:

@@ -31,7 +31,8 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.scaling import no_scaling
 from bridge.torch_student import make_mirror
-from student_jax.batch import Batch
+from bridge.tree import flatten
+from student_jax.batch import Batch, feature_batch
 from student_jax.config import TrainConfig
 from student_jax.state import (
     init_state,
@@ -128,7 +129,7 @@ def torch_side(settings: TrainConfig, config: BenchStepConfig, params: Any) -> S
     """Returns PyTorch's step on the same weights: the original's loss and optimizer."""
     device = torch_device()
     mirror = make_mirror(asdict(settings.model), config.width).to(device)
-    state = weights.to_torch(weights.flatten(params), settings.model.kind)
+    state = weights.to_torch(flatten(params), settings.model.kind)
     mirror.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
     trained = [p for name, p in mirror.named_parameters() if not name.startswith("projector")]
     optim = settings.optim
@@ -178,15 +179,9 @@ def random_batch(config: BenchStepConfig, seed: int) -> Batch:
     rng = np.random.default_rng(seed)
     size, tokens = config.batch_size, config.tokens
     lengths = np.linspace(tokens // 2, tokens, size).astype(int)[:, None]
-    empty = np.zeros((size, MAX_SIDE, MAX_SIDE), np.uint8)
-    return Batch(
-        demonstrations=np.zeros((size, 0, 2, MAX_SIDE, MAX_SIDE), np.uint8),
-        demonstration_mask=np.zeros((size, 0), bool),
-        query=empty,
-        answer=rng.integers(0, 10, empty.shape).astype(np.uint8),
-        teacher=rng.normal(0, 2.1, (size, tokens, config.width)).astype(np.float32),
-        teacher_mask=np.arange(tokens) < lengths,
-    )
+    answers = rng.integers(0, 10, (size, MAX_SIDE, MAX_SIDE)).astype(np.uint8)
+    features = rng.normal(0, 2.1, (size, tokens, config.width)).astype(np.float32)
+    return feature_batch(features, np.arange(tokens) < lengths, answers)
 
 
 def timed(step: Step, batch: Batch) -> tuple[float, float]:

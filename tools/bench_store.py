@@ -33,6 +33,7 @@ from bridge.arc_files import load_tasks
 from bridge.files import write_text
 from bridge.scaling import apply, standardise
 from bridge.store import Encoding, Features, FeatureStore
+from bridge.store.__main__ import stored_bytes
 from bridge.views import PATCHES, shown_sides
 from teacher_torch.fill import WRITERS
 
@@ -94,7 +95,7 @@ def measure_encoding(source: FeatureStore, encoding: Encoding, work: Path) -> di
     """Returns an encoding's size and its error on the tokens it keeps."""
     store = refill(source, work / "encoded", encoding)
     kept = sum(record.num_tokens for record in store.records.values())
-    size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    size = stored_bytes(store) or 0
     # A pooled map is held against the patches that its means stand for.
     whole = Encoding() if encoding.tokens == "pooled" else replace(encoding, values="bf16")
     exact = refill(source, work / "exact", whole)

@@ -34,7 +34,7 @@ from bridge.files import write_text
 from bridge.scaling import no_scaling
 from bridge.store import FeatureStore
 from bridge.views import pair_digest, pair_view
-from student_jax.batch import Batch, whole_answer
+from student_jax.batch import Batch, feature_batch, whole_answer
 from student_jax.config import TrainConfig
 from student_jax.state import init_state, make_mesh, make_optimizer, make_train_step, replicated
 from student_jax.students import make_student
@@ -161,16 +161,8 @@ def train_and_predict(
 
 def make_batch(store: FeatureStore, pairs: dict[str, Pair], names: list[str]) -> Batch:
     """Draws a batch of pairs."""
-    features, mask = store.batch(names)
-    count, empty = len(names), np.zeros((len(names), MAX_SIDE, MAX_SIDE), np.uint8)
-    return Batch(
-        demonstrations=np.zeros((count, 0, 2, MAX_SIDE, MAX_SIDE), np.uint8),
-        demonstration_mask=np.zeros((count, 0), bool),
-        query=empty,
-        answer=np.stack([whole_answer(pairs[name].output, MAX_SIDE) for name in names]),
-        teacher=features,
-        teacher_mask=mask,
-    )
+    answers = np.stack([whole_answer(pairs[name].output, MAX_SIDE) for name in names])
+    return feature_batch(*store.batch(names), answers)
 
 
 def shuffled(names: list[str], size: int, steps: int) -> Iterator[list[str]]:

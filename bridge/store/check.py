@@ -15,7 +15,6 @@ from bridge.errors import InputError
 from bridge.store import storage
 from bridge.store.feature_store import FeatureStore
 from bridge.store.records import Record
-from bridge.store.statistics import read_moments
 
 AHEAD = 4  # views read at the same time
 LEFTOVER_AGE = 600  # seconds; younger files may be a running writer's
@@ -99,8 +98,7 @@ def _view_faults(
             if any(storage.digest_arrays(found) != record.digest for record in records):
                 raise ValueError("its bytes are not those that the manifest tells")
             storage.check_metadata(store.kv, f"views/{digest}", specs)
-            moments = storage.read_key(store.kv, f"moments/{digest}")
-            read_moments(moments, records[0].num_tokens, store.feature_width)
+            store.finish_moments(records[0], store.kv.read(f"moments/{digest}"))
         except ValueError as error:
             if storage.is_outage(error):
                 raise InputError(

@@ -318,12 +318,20 @@ class FeatureStore:
         moments: list[Statistics] = []
         for record, future in zip(records, pending, strict=True):
             try:
-                found = future.result()
-                data = found.value if found.state == "value" else None
-                moments.append(read_moments(data, record.num_tokens, self.feature_width))
+                moments.append(self.finish_moments(record, future))
             except ValueError as error:
                 raise self._read_error(record.example_id, error) from None
         return merge(moments)
+
+    def finish_moments(self, record: Record, future: ts.Future) -> Statistics:
+        """Returns a view's statistics once its key is read.
+
+        Raises:
+            ValueError: TensorStore's own, or if they are missing or damaged.
+        """
+        found = future.result()
+        data = found.value if found.state == "value" else None
+        return read_moments(data, record.num_tokens, self.feature_width)
 
     def write_statistics(self) -> Statistics:
         """Saves the statistics of the whole store, which says that it is complete."""

@@ -12,6 +12,7 @@ from bridge import weights
 from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.torch_student import make_mirror
+from bridge.tree import flatten, unflatten
 from student_jax.batch import Batch, scale_teacher
 from student_jax.config import LossConfig, ModelConfig
 from student_jax.losses import distillation_loss
@@ -50,7 +51,7 @@ def both(request):
     rng = np.random.default_rng(1)  # every leaf random: norms and biases, too
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
     mirror = make_mirror(asdict(config), WIDTH)
-    state = weights.to_torch(weights.flatten(params), config.kind)
+    state = weights.to_torch(flatten(params), config.kind)
     load(mirror, state)
     return config, model, params, mirror.eval()
 
@@ -98,7 +99,7 @@ def test_gradients_equal_the_mirrors(both):
             total += jnp.tanh(output.features)[batch.teacher_mask].sum()
         return total
 
-    grads = weights.to_torch(weights.flatten(jax.jit(jax.grad(loss))(params)), config.kind)
+    grads = weights.to_torch(flatten(jax.jit(jax.grad(loss))(params)), config.kind)
     mirror.zero_grad()
     expected = mirror(*inputs_of(config, batch))
     total = expected.tanh().sum() if torch.is_tensor(expected) else expected[0].tanh().sum()
@@ -117,7 +118,7 @@ def test_gradients_equal_the_mirrors(both):
 
 def test_weights_cross_both_ways_bit_for_bit(both, tmp_path):
     config, _, params, mirror = both
-    flat = weights.flatten(params)
+    flat = flatten(params)
     state = {k: v.numpy() for k, v in mirror.state_dict().items() if "scaling." not in k}
     weights.save(tmp_path / "w.safetensors", state, {"kind": config.kind})
     read, metadata = weights.load(tmp_path / "w.safetensors")
@@ -126,12 +127,12 @@ def test_weights_cross_both_ways_bit_for_bit(both, tmp_path):
     assert back.keys() == flat.keys()
     for name, value in flat.items():
         np.testing.assert_array_equal(back[name].view(np.uint32), value.view(np.uint32))
-    assert jax.tree.structure(weights.unflatten(back)) == jax.tree.structure(params)
+    assert jax.tree.structure(unflatten(back)) == jax.tree.structure(params)
 
 
 def test_leaves_that_do_not_fit_are_named(both):
     config, _, params, _ = both
-    flat = weights.flatten(params)
+    flat = flatten(params)
     shapes = {name: value.shape for name, value in flat.items()}
     state = weights.to_torch(flat, config.kind)
     name = next(name for name in state if name.endswith("weight") and state[name].ndim == 2)
@@ -265,7 +266,7 @@ def test_original_starts_as_the_original_did():
     assert in_proj.std() == pytest.approx(bound / 3**0.5, rel=0.05)
     for leaf in (first["linear1"]["kernel"], first["out_proj"]["kernel"], params["positions"]):
         assert np.asarray(leaf).std() == pytest.approx(0.02, rel=0.1)
-    for name, value in weights.flatten(params).items():
+    for name, value in flatten(params).items():
         if name.endswith("bias") and not name.startswith("projector"):
             assert (np.asarray(value) == 0).all(), name
     projector = np.abs(np.asarray(params["projector"]["kernel"]))
@@ -280,7 +281,7 @@ def test_original_at_full_size_equals_its_mirror(tokens):
     batch = make_batch(tokens, width=2048, size=2, pairs=0)
     params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
     mirror = make_mirror(asdict(config), 2048).eval()
-    load(mirror, weights.to_torch(weights.flatten(params), "original"))
+    load(mirror, weights.to_torch(flatten(params), "original"))
     got = jax.jit(lambda p, b: model.apply({"params": p}, b).logits)(params, batch)
     with torch.no_grad():
         expected, _ = mirror(*inputs_of(config, batch))
@@ -307,9 +308,9 @@ def test_originals_loss_and_gradients_equal_torchs(tokens, width):
     total, grads = jax.jit(jax.value_and_grad(loss))(params)
     if width == 512:
         assert 4700 < float(total) < 4950  # the original logged 4764, its own check 4924
-    grads = weights.to_torch(weights.flatten(grads), "original")
+    grads = weights.to_torch(flatten(grads), "original")
     mirror = make_mirror(asdict(config), 2048).eval()
-    load(mirror, weights.to_torch(weights.flatten(params), "original"))
+    load(mirror, weights.to_torch(flatten(params), "original"))
     features, mask = inputs_of(config, batch)
     logits, projected = mirror(features, mask)
     answer = torch.tensor(batch.answer.astype(np.int64))
