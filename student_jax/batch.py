@@ -19,6 +19,7 @@ from bridge.errors import InputError
 from bridge.scaling import LAYER_NORM_EPSILON, Scaling
 from bridge.store import Features, Record, frame_map
 from bridge.views import PATCH_CELLS
+from student_jax.config import ModelConfig
 
 TOKEN_BUCKET = 2048  # feature sequences are padded to a multiple of this, one compilation each
 
@@ -161,3 +162,18 @@ def whole_answer(answer: Grid | None, side: int) -> npt.NDArray[np.uint8]:
     if answer is not None:
         canvas[: answer.shape[0], : answer.shape[1]] = answer
     return canvas
+
+
+def smallest_batch(model: ModelConfig, width: int) -> Batch:
+    """A batch of one with the fewest tokens: parameter shapes depend on neither."""
+    reads_features = model.reads_features
+    side = model.answer_side if reads_features else 8
+    tokens = 1 if reads_features else 3 * (side // 2) ** 2
+    return Batch(
+        demonstrations=np.zeros((1, 1, 2, side, side), np.uint8),
+        demonstration_mask=np.ones((1, 1), bool),
+        query=np.zeros((1, side, side), np.uint8),
+        answer=np.zeros((1, side, side), np.uint8),
+        teacher=np.zeros((1, tokens, width), np.float32),
+        teacher_mask=np.ones((1, tokens), bool),
+    )

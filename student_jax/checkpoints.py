@@ -1,16 +1,19 @@
 """Checkpoints: Orbax, with the config, the teacher's provenance and a digest of every leaf inside.
 
 Orbax restores an array whose bytes changed on disk without a word, so each leaf's sha256 is kept
-beside it and compared. A damaged step is skipped for the newest whole one, and said to be.
+beside it and compared. A damaged step is skipped for the newest whole one, and said to be. The
+latest steps are kept, and the one that answered the most held-out questions.
 
 python -m student_jax.checkpoints verify runs/quickstart/grid
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +28,7 @@ from bridge import config as configs
 from bridge.errors import InputError
 from bridge.store.storage import is_outage
 from student_jax.config import TrainConfig
+from student_jax.state import state_like
 
 
 class DamagedError(InputError):
@@ -34,7 +38,7 @@ class DamagedError(InputError):
 class Checkpoints:
     """The checkpoints of one run, in `{out}/checkpoints`. Use it as a context manager."""
 
-    KEEP = 2
+    KEEP = 2  # latest ones: if the newest is damaged, the one before takes over
 
     def __init__(self, out: Path, *, create: bool = False) -> None:
         """Opens the folder.
@@ -53,8 +57,10 @@ class Checkpoints:
                 "make one with python -m student_jax.train"
             )
         self.out = out
+        self._keep = _Keep(self.KEEP)
         self._manager = ocp.CheckpointManager(
-            folder, options=ocp.CheckpointManagerOptions(max_to_keep=self.KEEP, create=create)
+            folder,
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._keep, create=create),
         )
 
     def __enter__(self) -> Checkpoints:
@@ -80,13 +86,15 @@ class Checkpoints:
         """Saves a state in the background; returns when its arrays are copied."""
         about = {"config": configs.to_dict(config), "digests": digests_of(state), **about}
         about = {**about, "check": _check(about)}
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
-                about=ocp.args.JsonSave(about),  # pyright: ignore[reportCallIssue]
-            ),
-        )
+        self._keep.best = best_of(about.get("dev", []))
+        with self._disk_faults(step):
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    about=ocp.args.JsonSave(about),  # pyright: ignore[reportCallIssue]
+                ),
+            )
         if not saved:
             raise InputError(
                 f"checkpoint {self.out}: step {step} was not saved: step {self.latest_step()} is "
@@ -95,7 +103,22 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        with self._disk_faults(None):
+            self._manager.wait_until_finished()
+
+    def best_step(self) -> int:
+        """The step that answered the most held-out questions, of those still there.
+
+        Raises:
+            InputError: if none was ever tried on held-out questions.
+        """
+        best = best_of(self.about().get("dev", []))
+        if best is None:
+            raise InputError(
+                f"checkpoint: {self.out} was never tried on held-out questions, so none is the "
+                "best; take the latest, or train with --dev_questions above 0"
+            )
+        return best
 
     def set_aside(self, step: int) -> None:
         """Moves a step to `{out}/damaged_checkpoints`, so that it can be saved again."""
@@ -132,8 +155,6 @@ class Checkpoints:
         Raises:
             DamagedError: naming the first leaf that is not as it was saved.
         """
-        from student_jax.solver import state_like  # which imports this module
-
         about = self.about(step)
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_like(about)
@@ -165,6 +186,19 @@ class Checkpoints:
             raise DamagedError(f"{self.out}: no step is whole; the oldest: {error}")
         return None
 
+    @contextlib.contextmanager
+    def _disk_faults(self, step: int | None) -> Generator[None]:
+        """Says in one line that a checkpoint, this one or one before, could not be written."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            fault = " ".join(str(error).split())[:200]
+            whole = [s for s in self.steps() if s != step]
+            raise InputError(
+                f"checkpoint {self.out}: could not be written: {fault}; the latest complete one "
+                f"is step {max(whole, default='none')}: free space, then start again"
+            ) from None
+
     def _restore(self, step: int, arguments: Any) -> Any:
         try:
             return self._manager.restore(step, args=arguments)
@@ -185,6 +219,29 @@ class Checkpoints:
         if step is None:
             raise InputError(f"checkpoint: {self.out} holds no complete checkpoint yet")
         return step
+
+
+class _Keep:
+    """Orbax' preservation policy: the latest steps, and the best one."""
+
+    def __init__(self, latest: int) -> None:
+        self.latest = latest
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        late = len(checkpoints) - self.latest
+        return [i >= late or item.step == self.best for i, item in enumerate(checkpoints)]
+
+
+def best_of(dev: list[dict[str, Any]]) -> int | None:
+    """Returns the step with the most held-out answers exact, then the most cells, then the first.
+
+    Args:
+        dev: a run's scores on held-out tasks so far, see `Development.try_on`.
+    """
+    best = max(dev, key=lambda row: (row["exact"], row["cells"]), default=None)
+    return None if best is None else best["step"]
 
 
 def digests_of(state: Any) -> dict[str, str]:

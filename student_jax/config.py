@@ -40,6 +40,11 @@ class ModelConfig:
     """from the student's width to the teacher's; orthogonal: turns features, cannot reshape them"""
     dropout: float = 0.0
     """drawn per device: runs on different device counts then differ"""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """of activations and matrix products; weights, norms' statistics, softmax, losses, gradients
+    between devices and the optimizer stay in float32"""
+    remat: bool = False
+    """compute each block's activations again in the backward pass: less memory, more time"""
 
     @property
     def reads_features(self) -> bool:
@@ -99,15 +104,22 @@ class OptimConfig:
     """share of the steps"""
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    accumulate: int = 1
+    """micro-batches that a device takes one after the other for one update: less memory, the same
+    gradient"""
+    ema_decay: float = 0.0
+    """above 0: an exponential moving average of the weights is kept, and answers"""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if self.total_steps < 1 or self.batch_size < 1:
-            raise ValueError("total_steps, batch_size: expected at least 1")
+        if min(self.total_steps, self.batch_size, self.accumulate) < 1:
+            raise ValueError("total_steps, batch_size, accumulate: expected at least 1")
         if not (0 < self.peak_lr < math.inf and 0 < self.clip_norm < math.inf):
             raise ValueError("peak_lr, clip_norm: expected a finite number above 0")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction: expected 0 <= x < 1, got {self.warmup_fraction}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected 0 <= x < 1, got {self.ema_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +162,18 @@ class TrainConfig:
     """how the per-device step is spread over devices; the numbers are the same"""
     log_steps: int = 10
     checkpoint_steps: int = 100
+    dev_questions: int = 64
+    """held-out questions answered at each checkpoint, to keep the best one; 0 for none"""
+    patience: int = 0
+    """stop after so many checkpoints without a better one; 0 for never"""
+    init: Path | None = None
+    """folder of another run whose weights this one starts from; step, optimizer and data order
+    start anew. Once this run has a checkpoint of its own, it goes on from that"""
+    may_differ: tuple[str, ...] = ()
+    """keys, such as optim.total_steps, in which this config may differ from that of the run it
+    goes on with; the result is then no longer that of an unbroken run"""
+    dry_run: bool = False
+    """train nothing: print shapes, parameters, memory and the time an epoch takes"""
 
     def __post_init__(self) -> None:
         """Checks what needs neither disk nor devices."""
@@ -163,5 +187,7 @@ class TrainConfig:
             raise ValueError("loss.scaling: expected none with model.kind original, as it was")
         if min(self.log_steps, self.checkpoint_steps) < 1:
             raise ValueError("log_steps, checkpoint_steps: expected at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+        if min(self.seed, self.dev_questions, self.patience) < 0:
+            raise ValueError("seed, dev_questions, patience: expected 0 or more")
+        if self.patience and not self.dev_questions:
+            raise ValueError("patience: expected dev_questions above 0 to judge by, got 0")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import jax
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,19 @@ from student_jax.batch import (
     whole_answer,
 )
 from student_jax.config import DataConfig, ModelConfig
+
+AHEAD = 2  # batches drawn before they are asked for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides a run's batches."""
+
+    seed: int
+    batch_size: int  # over all devices
+    rows: slice = field(
+        default_factory=lambda: slice(None)
+    )  # of each batch, that this process draws
 
 
 @dataclass(frozen=True)
@@ -112,24 +125,46 @@ class Examples:
         return Batch(**{name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
 
     def train_batches(
-        self, seed: int, first_step: int, batch_size: int
+        self, plan: Plan, first_step: int, place: Callable[[Batch], Batch] = lambda batch: batch
     ) -> Generator[Batch, None, None]:
-        """Yields the batches from `first_step` on; the next is drawn meanwhile."""
-        with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
-            step = first_step
-            upcoming = pool.submit(self.train_batch, seed, step, batch_size)
-            while True:
-                current = upcoming
-                step += 1
-                upcoming = pool.submit(self.train_batch, seed, step, batch_size)
-                yield current.result()
+        """Yields the batches from `first_step` on; the next ones are drawn and placed meanwhile."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="data")
+        submit = lambda step: pool.submit(lambda: place(self.train_batch(plan, step)))  # noqa: E731
+        try:
+            upcoming = deque(submit(first_step + i) for i in range(AHEAD))
+            for step in itertools.count(first_step + AHEAD):
+                batch = upcoming.popleft().result()
+                upcoming.append(submit(step))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def train_batch(self, seed: int, step: int, batch_size: int) -> Batch:
-        """Returns the batch of a step: a pure function of (seed, step)."""
+    def train_batch(self, plan: Plan, step: int) -> Batch:
+        """Returns this process' rows of a step's batch: a pure function of plan and step."""
+        chosen = self.indices(plan, step)[plan.rows]
+        return self.batch(chosen, self._draw_transforms(plan, step)[plan.rows])
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """How many batches show each example at least once."""
         per_bucket = Counter(e.bucket for e in self.examples).values()
-        epoch, place = divmod(step, sum(-(-count // batch_size) for count in per_bucket))
-        plan = self._plan(batch_size, seed, epoch)
-        return self.batch(plan[place].tolist(), self._draw_transforms(seed, step, batch_size))
+        return sum(-(-count // batch_size) for count in per_bucket)
+
+    def indices(self, plan: Plan, step: int) -> list[int]:
+        """Returns which examples a step's whole batch holds."""
+        epoch, place = divmod(step, self.steps_per_epoch(plan.batch_size))
+        return self._plan(plan.batch_size, plan.seed, epoch)[place].tolist()
+
+    def name_batch(self, plan: Plan, step: int) -> str:
+        """Names the examples in a step's batch, and which of them a teacher spoilt."""
+        names = [self.examples[i].question.example_id for i in self.indices(plan, step)]
+        spoilt = [
+            name
+            for name in names
+            if self.store and name in self.store.records
+            if not np.isfinite(self.store.read(name).astype(np.float32)).all()
+        ]
+        text = ", ".join(names)
+        return f"{text} (features not finite: {', '.join(spoilt)})" if spoilt else text
 
     def _plan(self, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
         """Returns an epoch's plan, made once an epoch and not once a step."""
@@ -139,15 +174,15 @@ class Examples:
             self._planned = (key, plan_epoch(buckets, *key))
         return self._planned[1]
 
-    def _draw_transforms(self, seed: int, step: int, batch_size: int) -> list[Transform | None]:
+    def _draw_transforms(self, plan: Plan, step: int) -> list[Transform | None]:
         """Augments every so many-th example, spread evenly so that devices get equal shares."""
         if self.model.reads_features:
-            return [None] * batch_size  # the teacher saw the original
-        rng = np.random.default_rng((seed, step))
+            return [None] * plan.batch_size  # the teacher saw the original
+        rng = np.random.default_rng((plan.seed, step))
         share = self.data.augmented_fraction
         return [
             Transform.draw(rng) if int((i + 1) * share) > int(i * share) else None
-            for i in range(batch_size)
+            for i in range(plan.batch_size)
         ]
 
     def _has_room(self, example: Example, answer: Grid) -> bool:
@@ -204,23 +239,6 @@ class Examples:
         draw = whole_answer if self.model.kind == "original" else answer_canvas
         answers = np.stack([draw(example.answer, side) for example in examples])
         return feature_batch(features, mask, answers)
-
-
-def to_devices(
-    batches: Generator[Batch, None, None], sharding: jax.sharding.Sharding | None
-) -> Generator[Batch, None, None]:
-    """Places each batch while the one before it is computed with; without a sharding, does not."""
-    try:
-        if sharding is None:
-            yield from batches
-            return
-        placed = jax.device_put(next(batches), sharding)
-        for batch in batches:
-            following = jax.device_put(batch, sharding)
-            yield placed
-            placed = following
-    finally:
-        batches.close()
 
 
 def check_shown(store: FeatureStore, question: Question) -> None:

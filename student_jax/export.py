@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from bridge.canvas import NUM_CLASSES
 from bridge.files import write_text
 from bridge.tree import flatten
 from student_jax.batch import Batch, scale_teacher
-from student_jax.solver import Solver, load_solver
+from student_jax.solver import Solver, Which, load_solver, make_predict
 from student_jax.students import make_student
 
 PROOFS = 16  # batches that an export is held against, wherever it is loaded
@@ -34,6 +34,8 @@ class ExportConfig:
 
     checkpoint: Path = Path("runs/quickstart/grid")
     """a training run's folder"""
+    which: Which = "latest"
+    """its latest checkpoint, or the one that answered the most held-out questions"""
     out: Path = Path("runs/export")
     """folder to write"""
 
@@ -45,7 +47,7 @@ def main(config: ExportConfig) -> None:
     proof.safetensors: inputs with this student's answers, against which
     `python -m bridge.torch_export` checks what it loads before it makes TorchScript of it.
     """
-    solver = load_solver(config.checkpoint)
+    solver = load_solver(config.checkpoint, config.which)
     export(solver, config.out)
     print(f"wrote {config.out}: {solver.num_parameters:,} parameters at step {solver.step}")
 
@@ -53,9 +55,9 @@ def main(config: ExportConfig) -> None:
 def export(solver: Solver, out: Path) -> None:
     """Writes the folder."""
     kind = solver.config.model.kind
-    tensors = weights.to_torch(flatten(jax.device_get(solver.state.params)), kind)
+    tensors = weights.to_torch(flatten(jax.device_get(solver.params)), kind)
     if kind == "feature":
-        scaling = solver.state.scaling
+        scaling = solver.scaling
         for name in ("mean", "std", "rotation"):
             if getattr(scaling, name) is not None:
                 tensors[f"scaling.{name}"] = np.asarray(getattr(scaling, name))
@@ -88,9 +90,11 @@ def describe(solver: Solver, digest: str) -> dict[str, Any]:
 
 
 def make_proof(solver: Solver) -> dict[str, np.ndarray]:
-    """Returns random inputs of several shapes, and what the student says to each."""
+    """Returns random inputs of several shapes, and what the student says to each in float32."""
     rng = np.random.default_rng(0)
-    model = make_student(solver.config.model, solver.feature_width)
+    exact = replace(solver.config.model, compute="float32")
+    model = make_student(exact, solver.feature_width)
+    predict = make_predict(exact, solver.feature_width)
     proof: dict[str, np.ndarray] = {}
     for i in range(PROOFS):
         batch = random_batch(solver, rng, i)
@@ -103,10 +107,10 @@ def make_proof(solver: Solver) -> dict[str, np.ndarray]:
                 "query": batch.query,
             }
         with jax.default_matmul_precision("highest"):  # a GPU's default would miss the tolerance
-            values = {**inputs, "log_probs": solver.predict(solver.state, batch)}
+            values = {**inputs, "log_probs": predict(solver.params, solver.scaling, batch)}
             if solver.config.model.reads_features:
-                scaled = scale_teacher(batch, solver.state.scaling)
-                output = model.apply({"params": solver.state.params}, scaled)
+                scaled = scale_teacher(batch, solver.scaling)
+                output = model.apply({"params": solver.params}, scaled)
                 values["projected"] = output.features  # pyright: ignore[reportAttributeAccessIssue]
         proof |= {f"{i}.{name}": np.ascontiguousarray(value) for name, value in values.items()}
     return proof

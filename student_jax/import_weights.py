@@ -22,8 +22,7 @@ from bridge.store import FeatureStore
 from bridge.tree import flatten, unflatten
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import DataConfig, LossConfig, ModelConfig, TrainConfig
-from student_jax.solver import empty_scaling, smallest_batch
-from student_jax.state import init_state, make_optimizer
+from student_jax.state import empty_scaling, init_state, make_optimizer
 from student_jax.students import make_student
 
 
@@ -53,8 +52,7 @@ def main(config: ImportConfig) -> None:
     scaling = take_scaling(tensors, train_config, width, str(config.folder))
     model = make_student(train_config.model, width)
     tx = make_optimizer(train_config.optim, train_config.loss.form)
-    batch = smallest_batch(train_config, width)
-    state = jax.jit(lambda: init_state(model, tx, batch, scaling, 0))()
+    state = jax.jit(lambda: init_state(train_config, model, tx, scaling))()
     shapes = {name: leaf.shape for name, leaf in flatten(state.params).items()}
     flat = weights.to_flax(tensors, shapes, train_config.model.kind, str(config.folder))
     params = unflatten({name: jnp.asarray(value) for name, value in flat.items()})

@@ -21,6 +21,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from bridge.canvas import NUM_CLASSES
 from student_jax import terms
 from student_jax.batch import Batch, StudentOutput
 from student_jax.config import LossConfig
@@ -38,8 +39,44 @@ class LossTerms:
     smooth_l1: jax.Array  # per channel
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Divisors:
+    """What the means of a batch divide by.
+
+    They hang on the batch alone, not on what the student says, so devices and micro-batches that
+    share a batch take the same: their terms then add up to those of the whole.
+    """
+
+    examples: jax.Array  # f32[]
+    targets: jax.Array  # f32[], examples with a teacher; in the original form, tokens
+    class_weights: jax.Array  # f32[V], 1 unless the task term is class weighted
+
+
+def divisors_of(batch: Batch, weights: LossConfig, axis: str | None = None) -> Divisors:
+    """Returns the divisors of a batch.
+
+    Args:
+        batch: a device's whole share of it.
+        weights: the form of the loss.
+        axis: the mapped axis whose devices share the batch: the `pmean` of the terms over it is
+            then the mean over the whole, however the teacher's examples are spread.
+    """
+    mask, answer = jnp.asarray(batch.teacher_mask), jnp.asarray(batch.answer)
+    targets = (mask if weights.form == "original" else mask.any(-1)).sum().astype(jnp.float32)
+    counts = jnp.zeros(NUM_CLASSES).at[answer.astype(jnp.int32)].add(1.0)
+    if axis is not None:
+        targets, counts = jax.lax.pmean((targets, counts), axis)
+    weighted = weights.task_loss == "class_weighted"
+    return Divisors(
+        examples=jnp.float32(len(answer)),
+        targets=jnp.maximum(targets, 1e-6),
+        class_weights=terms.class_weights(counts) if weighted else jnp.ones(NUM_CLASSES),
+    )
+
+
 def distillation_loss(
-    output: StudentOutput, batch: Batch, weights: LossConfig, axis: str | None = None
+    output: StudentOutput, batch: Batch, weights: LossConfig, divisors: Divisors | None = None
 ) -> LossTerms:
     """Returns the loss terms of a batch.
 
@@ -49,19 +86,20 @@ def distillation_loss(
         output: the student's.
         batch: with scaled teacher features.
         weights: of the terms, and their form.
-        axis: the mapped axis whose devices share the batch; averaging the returned terms over it
-            gives the mean over the whole batch, also where examples have no teacher.
+        divisors: of the batch that this one is a part of; by default it is the whole.
     """
+    divisors = divisors or divisors_of(batch, weights)
     chex.assert_equal_shape([output.features, batch.teacher])
     mask, teacher, said = (
         jnp.asarray(batch.teacher_mask),
         jnp.asarray(batch.teacher),
         output.features,
     )
-    average = mean_per_token if weights.form == "original" else mean_per_example
+    total = sum_per_token if weights.form == "original" else sum_per_example
     mse, cosine, smooth_l1 = (
         # What has no weight is still told, but nothing is differentiated for it.
-        average(distance(said if weight else jax.lax.stop_gradient(said), teacher), mask, axis)
+        total(distance(said if weight else jax.lax.stop_gradient(said), teacher), mask)
+        / divisors.targets
         for distance, weight in (
             (terms.squared_error, weights.mse),
             (terms.cosine_distance, weights.cosine),
@@ -70,7 +108,7 @@ def distillation_loss(
     )
     if weights.form == "original":
         mse = mse * teacher.shape[-1]
-    task = task_loss(output.logits, jnp.asarray(batch.answer), weights, axis)
+    task = task_loss(output.logits, jnp.asarray(batch.answer), weights, divisors)
     features = weights.mse * mse + weights.cosine * cosine + weights.smooth_l1 * smooth_l1
     return LossTerms(
         total=weights.task * task + weights.feature * features,
@@ -82,7 +120,7 @@ def distillation_loss(
 
 
 def task_loss(
-    logits: jax.Array, classes: jax.Array, weights: LossConfig, axis: str | None
+    logits: jax.Array, classes: jax.Array, weights: LossConfig, divisors: Divisors
 ) -> jax.Array:
     """Returns the mean over cells and examples of the configured task term, f32[]."""
     if weights.task_loss == "focal":
@@ -90,33 +128,25 @@ def task_loss(
     else:
         cells = terms.cross_entropy(logits, classes)
     if weights.task_loss == "class_weighted":
-        cells = cells * terms.class_weights(classes, logits.shape[-1], axis)
-    return mean_per_example(cells, jnp.ones(cells.shape, bool), axis)
+        cells = cells * divisors.class_weights[classes.astype(jnp.int32)]
+    return sum_per_example(cells, jnp.ones(cells.shape, bool)) / divisors.examples
 
 
-def mean_per_example(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:
-    """Averages each example over its own valid places, then the examples that have any.
+def sum_per_example(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Averages each example over its own valid places, then adds up the examples that have any.
 
     Every example weighs the same, however long: what shares its batch never matters.
 
     Args:
         values: f32[B, ...].
         mask: bool, same shape, True where valid.
-        axis: a mapped axis; the `pmean` over it is the mean of the whole batch.
     """
     axes = tuple(range(1, values.ndim))
     count = mask.sum(axes)
     means = jnp.where(mask, values, 0.0).sum(axes) / jnp.maximum(count, 1)
-    return _mean(jnp.where(count > 0, means, 0.0), count > 0, axis)
+    return jnp.where(count > 0, means, 0.0).sum()
 
 
-def mean_per_token(values: jax.Array, mask: jax.Array, axis: str | None = None) -> jax.Array:
-    """Averages over all valid places of the batch at once, as the original did; else as above."""
-    return _mean(jnp.where(mask, values, 0.0), mask, axis)
-
-
-def _mean(values: jax.Array, valid: jax.Array, axis: str | None) -> jax.Array:
-    count = valid.sum().astype(jnp.float32)
-    if axis is not None:
-        count = jax.lax.pmean(count, axis)
-    return values.sum() / jnp.maximum(count, 1e-6)
+def sum_per_token(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Adds up all valid places of the batch, as the original did; else as above."""
+    return jnp.where(mask, values, 0.0).sum()

@@ -17,14 +17,20 @@ import jax.numpy as jnp
 from bridge.arc import MAX_SIDE, NUM_COLORS
 from student_jax.batch import Array, Batch, StudentOutput, check_features
 from student_jax.config import ModelConfig
+from student_jax.trunk import DType
 
 normal = nn.initializers.normal(0.02)
 EPSILON = 1e-5  # torch.nn.LayerNorm's default
 
 
-def dense(width: int, name: str) -> nn.Dense:
+def dense(width: int, name: str, dtype: DType = jnp.float32) -> nn.Dense:
     """Returns a linear layer with the original's weights: N(0, 0.02), bias 0."""
-    return nn.Dense(width, kernel_init=normal, name=name)
+    return nn.Dense(width, dtype=dtype, kernel_init=normal, name=name)
+
+
+def norm(name: str, dtype: DType) -> nn.LayerNorm:
+    """Returns a layer norm with torch's epsilon."""
+    return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, name=name)
 
 
 class OriginalBlock(nn.Module):
@@ -33,10 +39,15 @@ class OriginalBlock(nn.Module):
     heads: int
     mlp_width: int
     dropout: float
+    dtype: DType
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: Array, first_key: jax.Array | None, *, train: bool
+        self,
+        x: jax.Array,
+        mask: Array,
+        first_key: jax.Array | None,
+        train: bool,
     ) -> jax.Array:
         """Maps [B, S, D] to [B, S, D].
 
@@ -52,17 +63,18 @@ class OriginalBlock(nn.Module):
         xavier = nn.initializers.xavier_uniform()
         in_proj = nn.Dense(
             3 * width,
+            dtype=self.dtype,
             kernel_init=lambda own, *rest: xavier(own if first_key is None else first_key, *rest),
             name="in_proj",
         )
         shape = (*x.shape[:2], self.heads, width // self.heads)
-        normed = nn.LayerNorm(epsilon=EPSILON, name="norm1")(x)
-        query, key, value = (part.reshape(shape) for part in jnp.split(in_proj(normed), 3, axis=-1))
+        parts = jnp.split(in_proj(norm("norm1", self.dtype)(x)), 3, axis=-1)
+        query, key, value = (part.reshape(shape) for part in parts)
         attended = self._attend(query, key, value, jnp.asarray(mask), train=train)
-        x = x + drop(dense(width, "out_proj")(attended.reshape(x.shape)))
-        hidden = nn.LayerNorm(epsilon=EPSILON, name="norm2")(x)
-        hidden = drop(nn.relu(dense(self.mlp_width, "linear1")(hidden)))
-        return x + drop(dense(width, "linear2")(hidden))
+        x = x + drop(dense(width, "out_proj", self.dtype)(attended.reshape(x.shape)))
+        hidden = norm("norm2", self.dtype)(x)
+        hidden = drop(nn.relu(dense(self.mlp_width, "linear1", self.dtype)(hidden)))
+        return x + drop(dense(width, "linear2", self.dtype)(hidden))
 
     def _attend(
         self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, *, train: bool
@@ -70,11 +82,12 @@ class OriginalBlock(nn.Module):
         """Softmax attention, [B, S, H, D / H]; torch drops single weights while training."""
         if not (train and self.dropout):
             return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
-        scores = jnp.einsum("bqhk,bshk->bhqs", query, key) * query.shape[-1] ** -0.5
+        scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
+        scores = scores * query.shape[-1] ** -0.5
         weights = jax.nn.softmax(
             jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         )
-        weights = nn.Dropout(self.dropout, deterministic=False)(weights)
+        weights = nn.Dropout(self.dropout, deterministic=False)(weights.astype(value.dtype))
         return jnp.einsum("bhqs,bshk->bqhk", weights, value)
 
 
@@ -94,18 +107,18 @@ class OriginalStudent(nn.Module):
         """
         config, features = self.config, jnp.asarray(batch.teacher)
         check_features(batch.teacher, batch.teacher_mask, self.feature_width, config.max_tokens)
-        x = nn.LayerNorm(epsilon=EPSILON, name="projection_norm")(
-            dense(config.width, "projection")(features)
-        )
+        dtype = jnp.dtype(config.compute)
+        x = norm("projection_norm", dtype)(dense(config.width, "projection", dtype)(features))
         x = nn.gelu(x, approximate=False)
         positions = self.param("positions", normal, (config.max_tokens, config.width))
-        x = x + positions[None, : x.shape[1]]  # by place, padding included
+        x = x + positions[None, : x.shape[1]].astype(dtype)  # by place, padding included
         first_key = self.make_rng("params") if self.is_initializing() else None
+        block_type = nn.remat(OriginalBlock, static_argnums=(4,)) if config.remat else OriginalBlock
+        sizes = (config.heads, config.mlp_width, config.dropout, dtype)
         for i in range(config.depth):
-            block = OriginalBlock(config.heads, config.mlp_width, config.dropout, name=f"block_{i}")
-            x = block(x, batch.teacher_mask, first_key, train=train)
+            x = block_type(*sizes, name=f"block_{i}")(x, batch.teacher_mask, first_key, train)
         valid = jnp.asarray(batch.teacher_mask)[..., None]
-        pooled = (x * valid).sum(1) / jnp.maximum(valid.sum(1), 1)  # [B, D]
+        pooled = (x * valid).sum(1, dtype=jnp.float32) / jnp.maximum(valid.sum(1), 1)  # [B, D]
         drop = nn.Dropout(config.dropout, deterministic=not train)
         for i, width in enumerate((2 * config.width, 4 * config.width)):
             pooled = drop(nn.gelu(dense(width, f"decoder_{i}")(pooled), approximate=False))
@@ -115,6 +128,10 @@ class OriginalStudent(nn.Module):
         bound = config.width**-0.5
         uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)  # noqa: E731
         projector = nn.Dense(
-            self.feature_width, kernel_init=uniform, bias_init=uniform, name="projector"
+            self.feature_width,
+            dtype=dtype,
+            kernel_init=uniform,
+            bias_init=uniform,
+            name="projector",
         )
         return StudentOutput(logits=logits, features=projector(x))

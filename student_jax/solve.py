@@ -30,6 +30,8 @@ class SolveConfig:
     """an ARC-AGI-1 task id or a task's JSON file; none: all tasks of --source or --split"""
     checkpoint: Path = Path("runs/quickstart/grid")
     """a training run's folder"""
+    which: Literal["latest", "best"] = "latest"
+    """its latest checkpoint, or the one that answered the most held-out questions"""
     store: str | None = None
     """feature student: the teacher's features; by default those it was trained on"""
     source: str | None = None
@@ -57,7 +59,7 @@ def main(config: SolveConfig) -> None:
     single = find_task(config.task, sources) if config.task else None
     from student_jax.solver import load_solver  # jax takes a second; a bad task should not
 
-    solver = load_solver(config.checkpoint)
+    solver = load_solver(config.checkpoint, config.which)
     task_set = solver.config.data.tasks
     if single is not None:
         tasks = {single.task_id: single}
@@ -88,6 +90,7 @@ def main(config: SolveConfig) -> None:
         "teacher": solver.teacher,
         "checkpoint": str(config.checkpoint),
         "step": solver.step,
+        "which": config.which,
         "source": config.source or task_set.source,
         "trained_on": sorted(set(tasks) & solver.trained_on),
     }

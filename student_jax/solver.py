@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,17 @@ from bridge import config as configs
 from bridge.arc import Question
 from bridge.canvas import Attempts, decode, decode_whole
 from bridge.errors import InputError
-from bridge.scaling import Scaling, no_scaling
+from bridge.scaling import Scaling
 from bridge.store import FeatureStore, check_provenance
 from student_jax.batch import Batch, scale_teacher
 from student_jax.checkpoints import Checkpoints
-from student_jax.config import TrainConfig
+from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Examples
-from student_jax.state import TrainState, init_state, make_optimizer
 from student_jax.students import make_student
 
+Which = Literal["latest", "best"]
+# (params, scaling, batch) -> log-probabilities f32[B, N, N, V]
+Predict = Callable[[Any, Scaling, Batch], jax.Array]
 BATCH = 8  # questions a call; padded, so that a bucket compiles once
 
 
@@ -37,13 +39,14 @@ class Solver:
     teacher: dict[str, Any] | None  # provenance of the features it was trained with
     trained_on: frozenset[str]  # task ids
     feature_width: int  # of the teacher; 1 without one
-    state: TrainState
-    predict: Any  # jitted (state, batch) -> log-probabilities f32[B, N, N, V]
+    params: Any  # the moving average where the run kept one
+    scaling: Scaling  # of the teacher's features
+    predict: Predict
 
     @property
     def num_parameters(self) -> int:
         """Unique weights, embedding tables included."""
-        return sum(x.size for x in jax.tree.leaves(self.state.params))
+        return sum(x.size for x in jax.tree.leaves(self.params))
 
     def solve(self, questions: Sequence[Question], store: str | None = None) -> dict[str, Attempts]:
         """Answers questions.
@@ -62,32 +65,27 @@ class Solver:
         needs_teacher = self.config.model.reads_features
         features = open_store(self, store) if needs_teacher else None
         examples = Examples(questions, {}, self.config.model, self.config.data, features)
-        buckets: dict[int, list[int]] = defaultdict(list)
-        for i, example in enumerate(examples.examples):
-            buckets[example.bucket].append(i)
-        attempts: dict[str, Attempts] = {}
-        for _, indices in sorted(buckets.items()):
-            for start in range(0, len(indices), BATCH):
-                chosen = indices[start : start + BATCH]
-                batch = examples.batch([*chosen, *[chosen[-1]] * (BATCH - len(chosen))])
-                log_probs = np.asarray(self.predict(self.state, batch))
-                read = decode_whole if self.config.model.kind == "original" else decode
-                for i, values in zip(chosen, log_probs, strict=False):
-                    attempts[examples.examples[i].question.example_id] = read(values)
-        return {question.example_id: attempts[question.example_id] for question in questions}
+        return answer_all(self.predict, self.params, self.scaling, examples)
 
 
-def load_solver(out: Path) -> Solver:
-    """Reads a training run's latest checkpoint.
+def load_solver(out: Path, which: Which = "latest") -> Solver:
+    """Reads a training run's checkpoint.
+
+    Args:
+        out: the run's folder.
+        which: the latest, or the one that answered the most held-out questions.
 
     Raises:
         InputError: if there is none.
     """
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with Checkpoints(out) as checkpoints:
-        newest = checkpoints.restore_newest(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    if newest is None:
-        raise InputError(f"checkpoint: {out} holds no complete checkpoint yet")
-    _, about, state = newest
+        if which == "best":
+            about, state = checkpoints.restore(checkpoints.best_step(), one)
+        elif newest := checkpoints.restore_newest(one):
+            _, about, state = newest
+        else:
+            raise InputError(f"checkpoint: {out} holds no complete checkpoint yet")
     config = configs.from_dict(TrainConfig, about["config"])
     width = about["feature_width"]
     return Solver(
@@ -96,33 +94,38 @@ def load_solver(out: Path) -> Solver:
         teacher=about["teacher"],
         trained_on=frozenset(about["trained_on"]),
         feature_width=width,
-        state=state,
-        predict=make_predict(config, width),
+        params=state.answering,
+        scaling=state.scaling,
+        predict=make_predict(config.model, width),
     )
 
 
-def state_like(about: dict[str, Any]) -> TrainState:
-    """Returns the shapes and dtypes of the state that a checkpoint holds.
+def answer_all(
+    predict: Predict, params: Any, scaling: Scaling, examples: Examples
+) -> dict[str, Attempts]:
+    """Returns example_id -> attempts, in the order of the examples."""
+    buckets: dict[int, list[int]] = defaultdict(list)
+    for i, example in enumerate(examples.examples):
+        buckets[example.bucket].append(i)
+    read = decode_whole if examples.model.kind == "original" else decode
+    attempts: dict[int, Attempts] = {}
+    for _, indices in sorted(buckets.items()):
+        for start in range(0, len(indices), BATCH):
+            chosen = indices[start : start + BATCH]
+            batch = examples.batch([*chosen, *[chosen[-1]] * (BATCH - len(chosen))])
+            log_probs = np.asarray(predict(params, scaling, batch))
+            attempts |= {i: read(values) for i, values in zip(chosen, log_probs, strict=False)}
+    return {example.question.example_id: attempts[i] for i, example in enumerate(examples.examples)}
 
-    Args:
-        about: what the checkpoint says of itself.
-    """
-    config = configs.from_dict(TrainConfig, about["config"])
-    width = about["feature_width"]
-    model, batch = make_student(config.model, width), smallest_batch(config, width)
-    tx = make_optimizer(config.optim, config.loss.form)
-    scaling = empty_scaling(config.loss.scaling, width)
-    return jax.eval_shape(lambda: init_state(model, tx, batch, scaling, 0))
 
+def make_predict(config: ModelConfig, feature_width: int) -> Predict:
+    """Returns the jitted forward pass."""
+    model = make_student(config, feature_width)
 
-def make_predict(config: TrainConfig, feature_width: int) -> Any:
-    """Returns the jitted forward pass: (state, batch) -> log-probabilities f32[B, N, N, V]."""
-    model = make_student(config.model, feature_width)
-
-    def predict(state: TrainState, batch: Batch) -> jax.Array:
-        variables = {"params": state.params}
-        if config.model.reads_features:
-            output = model.apply(variables, scale_teacher(batch, state.scaling))
+    def predict(params: Any, scaling: Scaling, batch: Batch) -> jax.Array:
+        variables = {"params": params}
+        if config.reads_features:
+            output = model.apply(variables, scale_teacher(batch, scaling))
             logits = output.logits  # pyright: ignore[reportAttributeAccessIssue]
         else:
             task, _ = model.apply(
@@ -148,24 +151,3 @@ def open_store(solver: Solver, path: str | None) -> FeatureStore:
         hint="pass the --store that this student was trained on",
     )
     return store
-
-
-def empty_scaling(kind: str, width: int) -> Scaling:
-    """Returns a scaling of the right shapes, to restore one into."""
-    rotation = np.zeros((width, width), np.float32) if kind == "phi_s" else None
-    return replace(no_scaling(width), rotation=rotation, per_token=kind == "layer_norm")
-
-
-def smallest_batch(config: TrainConfig, width: int) -> Batch:
-    """A batch of one with the fewest tokens: parameter shapes depend on neither."""
-    reads_features = config.model.reads_features
-    side = config.model.answer_side if reads_features else 8
-    tokens = 1 if reads_features else 3 * (side // 2) ** 2
-    return Batch(
-        demonstrations=np.zeros((1, 1, 2, side, side), np.uint8),
-        demonstration_mask=np.ones((1, 1), bool),
-        query=np.zeros((1, side, side), np.uint8),
-        answer=np.zeros((1, side, side), np.uint8),
-        teacher=np.zeros((1, tokens, width), np.float32),
-        teacher_mask=np.ones((1, tokens), bool),
-    )

@@ -1,9 +1,8 @@
-"""The training state and the step that moves it: one per-device function, mapped over a mesh."""
+"""The training state, and the optimizer that moves it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -11,16 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bridge.scaling import Scaling
-from student_jax.batch import Batch, scale_teacher
-from student_jax.config import LossConfig, OptimConfig, TrainConfig
-from student_jax.losses import distillation_loss
+from bridge import config as configs
+from bridge.scaling import Scaling, no_scaling
+from student_jax.batch import scale_teacher, smallest_batch
+from student_jax.config import OptimConfig, TrainConfig
+from student_jax.students import make_student
 
-AXIS = "data"
 PROJECTOR = "projector"  # of the students that read features
-Metrics = dict[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +28,13 @@ class TrainState:
     step: jax.Array  # i32[], optimizer updates completed
     params: Any
     opt_state: Any
+    ema: Any  # the parameters' moving average, or None
     scaling: Scaling  # of the teacher's features; constant, kept beside the weights that need it
+
+    @property
+    def answering(self) -> Any:
+        """The parameters to answer with: the moving average where one is kept."""
+        return self.params if self.ema is None else self.ema
 
 
 def make_schedule(config: OptimConfig) -> optax.Schedule:
@@ -77,118 +80,42 @@ def decays_all(params: Any) -> Any:
 
 
 def init_state(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    batch: Batch,
-    scaling: Scaling,
-    seed: int,
+    config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation, scaling: Scaling
 ) -> TrainState:
     """Makes the first state; `jax.eval_shape` of this gives its shapes for free.
 
     Args:
+        config: gives the seed of the weights, and says whether their average is kept.
         model: a student.
         tx: the optimizer.
-        batch: any batch of the right shapes.
         scaling: of the teacher's features.
-        seed: of the weights.
     """
-    params = model.init(jax.random.key(seed), scale_teacher(batch, scaling))["params"]
+    batch = scale_teacher(smallest_batch(config.model, len(scaling.mean)), scaling)
+    params = model.init(jax.random.key(config.seed), batch)["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
+        # A copy: a buffer can only be donated once.
+        ema=jax.tree.map(jnp.copy, params) if config.optim.ema_decay else None,
         scaling=scaling,
     )
 
 
-def train_step(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    weights: LossConfig,
-    seed: int,
-    state: TrainState,
-    batch: Batch,
-) -> tuple[TrainState, Metrics]:
-    """Makes one update on one device's share of the batch; runs under a mapped axis "data".
+def state_like(about: dict[str, Any]) -> TrainState:
+    """Returns the shapes and dtypes of the state that a checkpoint holds.
 
-    Returns:
-        The new state and the loss terms, both equal on all devices.
+    Args:
+        about: what the checkpoint says of itself.
     """
-    batch = scale_teacher(batch, state.scaling)
-    key = jax.random.fold_in(jax.random.key(seed), state.step)  # dropout's stream for this step
-    key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-        if weights.form == "original":  # its optimizer never saw the projector
-            params = {**params, PROJECTOR: jax.lax.stop_gradient(params[PROJECTOR])}
-        output = model.apply({"params": params}, batch, train=True, rngs={"dropout": key})
-        terms = distillation_loss(output, batch, weights, AXIS)  # pyright: ignore[reportArgumentType]
-        return terms.total, terms
-
-    grads, terms = jax.grad(loss_fn, has_aux=True)(state.params)
-    grads, terms = jax.lax.pmean((grads, terms), AXIS)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    new_state = TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        scaling=state.scaling,
-    )
-    metrics = {field.name: getattr(terms, field.name) for field in fields(terms)}
-    metrics["loss"] = metrics.pop("total")
-    norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(new_state.params)}
-    return new_state, metrics | norms
+    config = configs.from_dict(TrainConfig, about["config"])
+    width = about["feature_width"]
+    model, tx = make_student(config.model, width), make_optimizer(config.optim, config.loss.form)
+    scaling = empty_scaling(config.loss.scaling, width)
+    return jax.eval_shape(lambda: init_state(config, model, tx, scaling))
 
 
-def make_mesh(count: int | None = None) -> Mesh:
-    """Returns a mesh of the first `count` devices, or of all, along the axis "data"."""
-    devices = np.array(jax.devices()[:count])
-    return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
-
-
-def make_train_step(
-    config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Maps `train_step` over the mesh: `shard_map` under jit, or `pmap` where a config asks for it.
-
-    Under `shard_map` the state is donated: do not use it after the call.
-    """
-
-    def per_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(model, tx, config.loss, config.seed, state, batch)
-
-    if config.map == "pmap":
-        return _pmapped(per_device, mesh)
-    whole, split = PartitionSpec(), PartitionSpec(AXIS)
-    # check_vma=False keeps gradients local until the explicit pmean, as under pmap.
-    mapped = jax.shard_map(
-        per_device, mesh=mesh, in_specs=(whole, split), out_specs=(whole, whole), check_vma=False
-    )
-    return jax.jit(
-        mapped,
-        in_shardings=(replicated(mesh), NamedSharding(mesh, split)),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
-    )
-
-
-def over_devices(config: TrainConfig, mesh: Mesh) -> NamedSharding | None:
-    """Returns how a batch lies on the devices; None where `pmap` places it itself."""
-    return None if config.map == "pmap" else NamedSharding(mesh, PartitionSpec(AXIS))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def _pmapped(per_device: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Gives `pmap`, which wants a leading device axis, the same interface as the jitted step."""
-    devices = mesh.devices.tolist()
-    mapped = jax.pmap(per_device, AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        shares = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
-        return mapped(state, shares)
-
-    return step
+def empty_scaling(kind: str, width: int) -> Scaling:
+    """Returns a scaling of the right shapes, to restore one into."""
+    rotation = np.zeros((width, width), np.float32) if kind == "phi_s" else None
+    return replace(no_scaling(width), rotation=rotation, per_token=kind == "layer_norm")

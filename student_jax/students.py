@@ -44,24 +44,27 @@ class FeatureStudent(nn.Module):
         config, side = self.config, self.config.canvas
         check_features(batch.teacher, batch.teacher_mask, self.feature_width, config.max_tokens)
         num_tokens = batch.teacher.shape[1]
-        x = nn.LayerNorm(name="stem_norm")(nn.Dense(config.width, name="stem")(batch.teacher))
-        x = nn.gelu(x, approximate=False)
+        dtype = jnp.dtype(config.compute)
+        x = nn.Dense(config.width, dtype=dtype, name="stem")(batch.teacher)
+        x = nn.gelu(nn.LayerNorm(dtype=dtype, name="stem_norm")(x), approximate=False)
         positions = self.param(
             "positions", nn.initializers.normal(0.02), (config.max_tokens, config.width)
         )
-        x = x + positions[None, :num_tokens]  # [B, S, D]
+        x = x + positions[None, :num_tokens].astype(dtype)  # [B, S, D]
         trunk = Trunk(
             config.depth,
             config.heads,
             config.mlp_width,
             config.loops,
             dropout=config.dropout,
+            dtype=dtype,
+            remat=config.remat,
             name="trunk",
         )
         x = trunk(x, batch.teacher_mask, train=train)
 
         valid = batch.teacher_mask[..., None]
-        pooled = (x * valid).sum(1) / jnp.maximum(valid.sum(1), 1)  # [B, D]
+        pooled = (x * valid).sum(1, dtype=jnp.float32) / jnp.maximum(valid.sum(1), 1)  # [B, D]
         hidden = nn.gelu(nn.Dense(2 * config.width, name="hidden")(pooled), approximate=False)
         logits = nn.Dense(side * side * NUM_CLASSES, name="head")(hidden)
         logits = logits.reshape(-1, side, side, NUM_CLASSES)
@@ -86,6 +89,8 @@ class GridStudent(nn.Module):
             "heads": config.heads,
             "mlp_width": config.mlp_width,
             "dropout": config.dropout,
+            "dtype": jnp.dtype(config.compute),
+            "remat": config.remat,
         }
         self.encoder = Trunk(depth=config.encoder_depth, **sizes)
         self.core = Trunk(depth=config.depth, loops=config.loops, **sizes)

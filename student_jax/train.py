@@ -5,138 +5,152 @@ python -m student_jax.train --config configs/quickstart_grid.yaml
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from bridge import config as configs
-from bridge.arc import all_questions, known_answers
+from bridge.arc import Task, all_questions, known_answers
 from bridge.errors import InputError
-from bridge.files import write_text
 from bridge.scaling import Scaling, covariance_of, layer_norm, no_scaling, phi_s, standardise
 from bridge.stop import Stop
-from bridge.store import FeatureStore, check_provenance
-from bridge.tree import flatten
-from student_jax.checkpoints import Checkpoints
+from bridge.store import FeatureStore
+from student_jax import processes, resume
+from student_jax.checkpoints import Checkpoints, best_of
 from student_jax.config import TrainConfig
-from student_jax.data import Examples, to_devices
-from student_jax.state import (
-    init_state,
-    make_mesh,
-    make_optimizer,
-    make_schedule,
-    make_train_step,
-    over_devices,
-    replicated,
-)
+from student_jax.data import Examples, Plan
+from student_jax.development import Development, is_stale
+from student_jax.dry_run import dry_run
+from student_jax.flops import example_flops, matmul_ceiling
+from student_jax.log import TrainLog
+from student_jax.solver import load_solver
+from student_jax.state import TrainState, init_state, make_optimizer
+from student_jax.step import make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
-
-# A moved store is known by its provenance, see `check_same_data`.
-MAY_DIFFER = ("out", "log_steps", "checkpoint_steps", "data.store", "data.cache")
 
 
 def main(config: TrainConfig) -> None:
     """Train a student on ARC tasks, with a teacher's features where a store is given.
 
     A run that was stopped goes on from its latest checkpoint when started again; its result is
-    that of an unbroken run. Held-out tasks are never trained on.
+    that of an unbroken run. Held-out tasks are never trained on. Started by srun or mpirun, or
+    with JAX_COORDINATOR_ADDRESS set, all processes train one student: see docs/training.md.
     """
+    processes.join()
     train(config)
 
 
 def train(config: TrainConfig) -> dict[str, float]:
     """Trains to `optim.total_steps` and returns the last step's metrics."""
-    check_same_config(config)
-    configs.save(config, config.out / "config.yaml")
+    resume.check_same_config(config)
     mesh = make_mesh()
-    if config.optim.batch_size % mesh.devices.size:
-        raise InputError(
-            f"optim.batch_size: expected a multiple of {mesh.devices.size} devices, "
-            f"got {config.optim.batch_size}"
-        )
-
+    check_divides(config, mesh.devices.size)
     store = FeatureStore(config.data.store, config.data.cache) if config.data.store else None
-    examples, scaling = load_examples(config, store)
-    first_batch = examples.train_batch(config.seed, 0, config.optim.batch_size)
+    training, held_out = config.data.tasks.split(config.data.tasks.load())
+    examples = load_examples(config, training, store)
+    width, size, total = examples.feature_width, config.optim.batch_size, config.optim.total_steps
+    plan = Plan(config.seed, size, processes.own_rows(size))
+    if config.dry_run:
+        dry_run(config, examples, plan, mesh)
+        return {}
 
-    model = make_student(config.model, examples.feature_width)
+    development = Development(config, held_out, store, width)
+    warm = load_solver(config.init) if config.init else None
+    trained_on = {example.question.task_id for example in examples.examples}
+    notes = resume.notes_on(trained_on, width, store, warm)
+    model = make_student(config.model, width)
     tx = make_optimizer(config.optim, config.loss.form)
-    schedule = make_schedule(config.optim)
-    init = jax.jit(
-        lambda: init_state(model, tx, first_batch, scaling, config.seed),
-        out_shardings=replicated(mesh),
-    )
-    step_fn = make_train_step(config, model, tx, mesh)
-    about = {
-        "feature_width": examples.feature_width,
-        "teacher": store.provenance if store else None,
-        "trained_on": sorted({example.question.task_id for example in examples.examples}),
-    }
-
+    step_fn, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    if processes.is_first():
+        configs.save(config, config.out / "config.yaml")
     with Checkpoints(config.out, create=True) as checkpoints, Stop() as stop:
-        newest = checkpoints.restore_newest(replicated(mesh))
-        if newest is not None:
-            first_step, there, state = newest
-            check_same_data(there, about, config)
-            for damaged in [step for step in checkpoints.steps() if step > first_step]:
-                checkpoints.set_aside(damaged)  # to be made again
+        first_step = 0
+        if own := resume.restore_own(checkpoints, replicated(mesh), notes, config):
+            first_step, notes["dev"], state = own
         else:
-            first_step, state = 0, init()
-        log = MetricsLog(config.out, first_step, config.optim.total_steps)
+            scaling = make_scaling(config.loss.scaling, store, examples)
+            init = lambda: init_state(config, model, tx, scaling)  # noqa: E731
+            state = jax.jit(init, out_shardings=replicated(mesh))()
+            state = resume.warm_start(state, warm) if warm else state
+        log = TrainLog(
+            config,
+            first_step,
+            peak_flops=matmul_ceiling(config.model.compute) * jax.process_count(),
+            name_batch=lambda step: examples.name_batch(plan, step),
+            last_good=checkpoints.latest_step,
+            quiet=not processes.is_first(),
+        )
         log.say(describe(config, examples, state, first_step))
-        drawn = examples.train_batches(config.seed, first_step, config.optim.batch_size)
-        batches = to_devices(drawn, over_devices(config, mesh))
-        metrics: dict[str, float] = {}
+        batches = examples.train_batches(plan, first_step, place)
         # One pass more than steps: the last save happens without repeating its code.
-        for step in range(first_step, config.optim.total_steps + 1):
-            done = step == config.optim.total_steps or stop.requested
-            if step > first_step and (done or step % config.checkpoint_steps == 0):
-                checkpoints.save(step, state, config, about)
-            if done:
+        for step in range(first_step, total + 1):
+            stopping = asked_to_stop(stop, step, config.log_steps)
+            due = step == total or step % config.checkpoint_steps == 0
+            if step > first_step and (due or stopping):
+                log.settle()
+                if due and development.tasks:  # not where a signal came: history stays the same
+                    scores, pictures = development.try_on(state)
+                    notes["dev"].append({"step": step, **processes.first_says(scores)})
+                    log.dev(step, scores, pictures, development.describe(scores))
+                checkpoints.save(step, state, config, notes)
+            if stopping or step == total or is_stale(notes["dev"], config.patience):
                 break
-            state, values = step_fn(state, next(batches))
-            metrics = {name: value.item() for name, value in jax.device_get(values).items()}
-            metrics["learning_rate"] = np.asarray(schedule(step)).item()
-            # The update is checked too, so that no checkpoint ever holds a broken state.
-            broken = [name for name, value in metrics.items() if not np.isfinite(value)]
-            if broken:
-                raise InputError(
-                    f"step {step}: {', '.join(broken)} not finite; last good checkpoint: step "
-                    f"{checkpoints.latest_step()}; lower --optim.peak_lr and give another --out"
-                )
-            log.write(step + 1, metrics, keep=(step + 1) % config.log_steps == 0)
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
+            flops = size * example_flops(config.model, width, batch)
+            with jax.transfer_guard("disallow"):  # a hidden copy is an error, not a slow step
+                state, metrics = step_fn(state, batch)
+            log.see(step + 1, metrics, examples=size, flops=flops, waited=waited)
         batches.close()
-        log.close()
+        log.close(say_why(config, stop, notes["dev"]))
         checkpoints.wait()
         if stop.requested:
             raise KeyboardInterrupt
-    return metrics
+    return log.metrics
 
 
-def load_examples(config: TrainConfig, store: FeatureStore | None) -> tuple[Examples, Scaling]:
-    """Returns the examples of the training tasks, and how the teacher's features are scaled."""
-    tasks, _ = config.data.tasks.split(config.data.tasks.load())
+def check_divides(config: TrainConfig, devices: int) -> None:
+    """Refuses a batch that the devices cannot share.
+
+    Raises:
+        InputError: saying what it has to be a multiple of.
+    """
+    each = devices * config.optim.accumulate
+    if config.optim.batch_size % each:
+        raise InputError(
+            f"optim.batch_size: expected a multiple of {devices} devices times "
+            f"{config.optim.accumulate} micro-batches = {each}, got {config.optim.batch_size}"
+        )
+    if config.map == "pmap" and jax.process_count() > 1:
+        raise InputError("map: expected shard_map with several processes, got pmap")
+
+
+def asked_to_stop(stop: Stop, step: int, log_steps: int) -> bool:
+    """Whether a signal came, to any of the processes; several only ask each other now and then."""
+    if jax.process_count() == 1:
+        return stop.requested
+    return step % log_steps == 0 and processes.anyone(stop.requested)
+
+
+def load_examples(
+    config: TrainConfig, tasks: dict[str, Task], store: FeatureStore | None
+) -> Examples:
+    """Returns the examples to train on: every pair of the tasks is a question once."""
     questions = [question for task in tasks.values() for question in all_questions(task)]
     answers = {name: grid for task in tasks.values() for name, grid in known_answers(task).items()}
     questions = [question for question in questions if question.example_id in answers]
     examples = Examples(questions, answers, config.model, config.data, store)
     if not examples.examples:
         raise InputError("data.tasks: no training example is left; raise max_side or limit")
-    if store is None:
-        return examples, no_scaling(examples.feature_width)
-    return examples, make_scaling(config.loss.scaling, store, examples)
+    return examples
 
 
-def make_scaling(kind: str, store: FeatureStore, examples: Examples) -> Scaling:
+def make_scaling(kind: str, store: FeatureStore | None, examples: Examples) -> Scaling:
     """Returns how features are scaled, going by the examples that are trained on and no others."""
-    if kind == "none":
-        return no_scaling(store.feature_width)
+    if store is None or kind == "none":
+        return no_scaling(examples.feature_width)
     if kind == "layer_norm":
         return layer_norm(store.feature_width)
     names = [example.question.example_id for example in examples.examples]
@@ -147,94 +161,25 @@ def make_scaling(kind: str, store: FeatureStore, examples: Examples) -> Scaling:
     return phi_s(statistics, covariance)
 
 
-def check_same_config(config: TrainConfig) -> None:
-    """Refuses to go on with a run under another config.
-
-    Raises:
-        InputError: naming the first key that differs.
-    """
-    path = config.out / "config.yaml"
-    if not path.is_file() or not (config.out / "checkpoints").is_dir():
-        return
-    there = flatten(configs.to_dict(configs.load(TrainConfig, path)))
-    for key, value in flatten(configs.to_dict(config)).items():
-        if key not in MAY_DIFFER and there[key] != value:
-            raise InputError(
-                f"{config.out} holds a run with {key} = {there[key]}, got {value}; "
-                "give another --out, or delete that folder to start again"
-            )
-
-
-def check_same_data(there: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:
-    """Refuses to resume on another teacher's features or on other tasks.
-
-    Raises:
-        InputError: naming what differs.
-    """
-    if there["teacher"] is not None and now["teacher"] is not None:
-        hint = f"{config.out} was trained on another store; give another --out"
-        check_provenance(now["teacher"], there["teacher"], str(config.data.store), hint)
-    if there["trained_on"] != now["trained_on"]:
-        task = sorted(set(there["trained_on"]) ^ set(now["trained_on"]))[0]
-        raise InputError(
-            f"{config.out} was trained on other tasks: {config.data.tasks.source} changed in "
-            f"{task}; give another --out"
-        )
-
-
-def describe(config: TrainConfig, examples: Examples, state: Any, first_step: int) -> str:
+def describe(config: TrainConfig, examples: Examples, state: TrainState, first_step: int) -> str:
     """Returns what a user should know before the first step."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     teacher = examples.store.provenance["weights"] if examples.store else "none"
     left_out = f", {examples.left_out} left out (answer off the canvas)" * bool(examples.left_out)
+    start = f"starting from the weights of {config.init}" if config.init else "starting"
     return (
-        f"student: {config.model.kind}, {count:,} parameters, {len(jax.devices())} device(s)\n"
+        f"student: {config.model.kind}, {count:,} parameters, {len(jax.devices())} device(s), "
+        f"{jax.process_count()} process(es)\n"
         f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}\n"
-        + (f"resuming at step {first_step}" if first_step else "starting")
+        + (f"resuming at step {first_step}" if first_step else start)
     )
 
 
-class MetricsLog:
-    """Shows a progress bar and keeps the metrics: TensorBoard, and one JSON line a log step.
-
-    After a resume, lines that the checkpoint does not know are dropped, so the file reads like
-    that of an unbroken run.
-    """
-
-    def __init__(self, out: Path, first_step: int, total_steps: int) -> None:
-        """Opens the files and cuts them back to `first_step`."""
-        self._path = out / "metrics.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.is_file() else []
-        # A killed run can leave half a line.
-        whole = [line for line in lines if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["step"] <= first_step]
-        write_text(self._path, "".join(f"{line}\n" for line in kept))
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
-        self._bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step")
-        self._time, self._step = time.perf_counter(), first_step
-
-    def say(self, text: str) -> None:
-        """Prints above the bar."""
-        self._bar.write(text)
-
-    def write(self, step: int, metrics: dict[str, float], *, keep: bool) -> None:
-        """Shows a step; keeps it if asked to."""
-        self._bar.update()
-        self._bar.set_postfix({k: f"{v:.3g}" for k, v in metrics.items() if k != "learning_rate"})
-        if not keep:
-            return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-        now = time.perf_counter()
-        rate = (step - self._step) / max(now - self._time, 1e-9)
-        self._time, self._step = now, step
-        for name, value in {**metrics, "steps_per_second": rate}.items():
-            self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flushes the files."""
-        self._bar.close()
-        self._board.close()
+def say_why(config: TrainConfig, stop: Stop, dev: list[dict[str, float]]) -> str:
+    """Returns a line on how the run ended, if not with its last step."""
+    if is_stale(dev, config.patience) and not stop.requested:
+        return f"stopped early: no checkpoint since step {best_of(dev)} is better; --which best"
+    return ""
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ In the shape descriptions: `B` batch, `T` tokens, `D` width, `H` heads, `K` = D 
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import numpy as np
 
 from student_jax.terms import orthogonal
 
+DType = Any  # jnp.float32 or jnp.bfloat16, of activations; weights are f32
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
 
 
@@ -97,6 +100,7 @@ class Block(nn.Module):
     heads: int
     mlp_width: int
     dropout: float = 0.0
+    dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(
@@ -105,7 +109,6 @@ class Block(nn.Module):
         mask: jax.Array | np.ndarray | None,
         angles: jax.Array | None,
         side: int | None,
-        *,
         train: bool,
     ) -> jax.Array:
         """Maps [B, T, D] to [B, T, D].
@@ -117,15 +120,17 @@ class Block(nn.Module):
             side: N if the last N * N tokens are a canvas' cells, or None.
             train: whether dropout is on.
         """
-        x = x + self._drop(self._attention(nn.LayerNorm(name="norm1")(x), mask, angles), train)
-        return x + self._drop(self._mlp(nn.LayerNorm(name="norm2")(x), side), train)
+        normed = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
+        x = x + self._drop(self._attention(normed, mask, angles), train)
+        normed = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
+        return x + self._drop(self._mlp(normed, side), train)
 
     def _attention(
         self, x: jax.Array, mask: jax.Array | np.ndarray | None, angles: jax.Array | None
     ) -> jax.Array:
         head_width = x.shape[-1] // self.heads
         query, key, value = (
-            nn.DenseGeneral((self.heads, head_width), name=name)(x)  # [B, T, H, K]
+            nn.DenseGeneral((self.heads, head_width), dtype=self.dtype, name=name)(x)
             for name in ("query", "key", "value")
         )
         if angles is not None:
@@ -133,20 +138,23 @@ class Block(nn.Module):
         attended = jax.nn.dot_product_attention(
             query, key, value, mask=None if mask is None else mask[:, None, None, :]
         )
-        return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out")(attended)
+        return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=self.dtype, name="out")(attended)
+
+    def _dense(self, width: int, name: str) -> nn.Dense:
+        return nn.Dense(width, dtype=self.dtype, name=name)
 
     def _mlp(self, x: jax.Array, side: int | None) -> jax.Array:
         if side is None:
-            hidden = nn.gelu(nn.Dense(self.mlp_width, name="up")(x), approximate=False)
-            return nn.Dense(x.shape[-1], name="down")(hidden)
-        gate = nn.silu(nn.Dense(self.mlp_width, name="gate")(x))
-        hidden = gate * nn.Dense(self.mlp_width, name="up")(x)  # [B, T, M]
+            hidden = nn.gelu(self._dense(self.mlp_width, "up")(x), approximate=False)
+            return self._dense(x.shape[-1], "down")(hidden)
+        gate = nn.silu(self._dense(self.mlp_width, "gate")(x))
+        hidden = gate * self._dense(self.mlp_width, "up")(x)  # [B, T, M]
         prefix = x.shape[1] - side**2
         kernel = self.param("conv", _identity_3x3, (3, 3, self.mlp_width))
         cells = hidden[:, prefix:].reshape(len(x), side, side, -1)
-        mixed = depthwise_3x3(cells, kernel).reshape(len(x), side**2, -1)
+        mixed = depthwise_3x3(cells, kernel.astype(x.dtype)).reshape(len(x), side**2, -1)
         hidden = jnp.concatenate([hidden[:, :prefix], mixed], 1)
-        return nn.Dense(x.shape[-1], name="down")(hidden)
+        return self._dense(x.shape[-1], "down")(hidden)
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
         return nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -164,6 +172,8 @@ class Trunk(nn.Module):
     mlp_width: int
     loops: int = 1
     dropout: float = 0.0
+    dtype: DType = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -176,16 +186,18 @@ class Trunk(nn.Module):
         train: bool,
     ) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; arguments as for `Block`."""
+        x = x.astype(self.dtype)
+        block_type = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
         blocks = [
-            Block(self.heads, self.mlp_width, self.dropout, name=f"block_{i}")
+            block_type(self.heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}")
             for i in range(self.depth)
         ]
         rounds = self.param("rounds", nn.initializers.zeros, (self.loops, x.shape[-1]))
         for loop in range(self.loops):
             x = x + rounds[loop].reshape(1, 1, -1).astype(x.dtype)
             for block in blocks:
-                x = block(x, mask, angles, side, train=train)
-        return nn.LayerNorm(name="norm")(x)
+                x = block(x, mask, angles, side, train)
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
 
 def _identity_3x3(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -130,6 +130,20 @@ def train_config(task_folder, store_path, tmp_path):
     return make
 
 
+def examples_of(config, store=None):
+    """The examples that a run with this config trains on."""
+    from student_jax.train import load_examples
+
+    training, _ = config.data.tasks.split(config.data.tasks.load())
+    return load_examples(config, training, store)
+
+
+def metric_lines(out):
+    """A run's metrics, without what a clock had a part in."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name != "speed"} for line in lines]
+
+
 @pytest.fixture
 def write_yaml(tmp_path):
     def write(value, name="config.yaml"):

@@ -36,7 +36,8 @@ from bridge.store import FeatureStore
 from bridge.views import pair_digest, pair_view
 from student_jax.batch import Batch, feature_batch, whole_answer
 from student_jax.config import TrainConfig
-from student_jax.state import init_state, make_mesh, make_optimizer, make_train_step, replicated
+from student_jax.state import init_state, make_optimizer
+from student_jax.step import make_mesh, make_train_step, replicated
 from student_jax.students import make_student
 
 PROMPT = "Solve ARC task {task_id}"  # the original's, which tells the task
@@ -140,10 +141,10 @@ def train_and_predict(
     size = settings.optim.batch_size
     model = make_student(settings.model, store.feature_width)
     tx = make_optimizer(settings.optim, settings.loss.form)
-    first = make_batch(store, pairs, train[:size])
     mesh, scaling = make_mesh(1), no_scaling(store.feature_width)
-    init = jax.jit(lambda: init_state(model, tx, first, scaling, 0), out_shardings=replicated(mesh))
-    state, step = init(), make_train_step(settings, model, tx, mesh)
+    init = lambda: init_state(settings, model, tx, scaling)  # noqa: E731
+    state = jax.jit(init, out_shardings=replicated(mesh))()
+    step = make_train_step(settings, model, tx, mesh)
     seconds: list[float] = []
     bar = tqdm(shuffled(train, size, config.steps), "train", config.steps)
     for names in bar:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from bridge.errors import InputError
 from bridge.store import FeatureStore
-from student_jax.data import plan_epoch
-from student_jax.train import load_examples
+from student_jax.data import Plan, plan_epoch
 from teacher_torch.extract import main as extract
+from tests.conftest import examples_of
 
 
 @given(
@@ -35,14 +35,14 @@ def test_an_epoch_covers_every_example_and_never_mixes_buckets(buckets, batch_si
 @pytest.fixture
 def examples(train_config, store_path):
     config = train_config(**{"data.augmented_fraction": 0.5})
-    return load_examples(config, FeatureStore(store_path))[0]
+    return examples_of(config, FeatureStore(store_path))
 
 
 def test_batches_do_not_depend_on_where_a_run_starts(examples):
-    from_start = examples.train_batches(3, 0, 4)
+    from_start = examples.train_batches(Plan(3, 4), 0)
     for _ in range(5):
         next(from_start)
-    resumed = examples.train_batches(3, 5, 4)
+    resumed = examples.train_batches(Plan(3, 4), 5)
     for _ in range(3):
         a, b = next(from_start), next(resumed)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -52,7 +52,7 @@ def test_batches_do_not_depend_on_where_a_run_starts(examples):
 
 
 def test_augmented_examples_carry_no_teacher(examples):
-    batch = examples.train_batch(0, 0, 4)
+    batch = examples.train_batch(Plan(0, 4), 0)
     has_teacher = batch.teacher_mask.any(1)
     assert has_teacher.tolist() == [True, False, True, False]
 
@@ -63,7 +63,7 @@ def test_held_out_tasks_are_never_trained_on(train_config, store_path):
     train, dev = task_set.split(task_set.load())
     assert train
     assert dev
-    examples = load_examples(config, FeatureStore(store_path))[0]
+    examples = examples_of(config, FeatureStore(store_path))
     assert {e.question.task_id for e in examples.examples} == set(train)
 
 
@@ -79,7 +79,7 @@ def test_store_of_the_pair_view_is_refused(train_config, store_path):
     store = FeatureStore(store_path)
     store.provenance["view"] = "pair"
     with pytest.raises(InputError, match="shows the teacher the answer"):
-        load_examples(train_config(), store)
+        examples_of(train_config(), store)
 
 
 def test_store_that_lacks_an_example_is_refused_at_once(train_config, extract_config, tmp_path):
@@ -90,7 +90,7 @@ def test_store_that_lacks_an_example_is_refused_at_once(train_config, extract_co
     )
     extract(partial)
     with pytest.raises(InputError, match="expected the example 1c_"):
-        load_examples(train_config(), FeatureStore(partial.out))
+        examples_of(train_config(), FeatureStore(partial.out))
 
 
 def test_task_that_changed_since_extraction_is_noticed(
@@ -110,9 +110,9 @@ def test_task_that_changed_since_extraction_is_noticed(
     (folder / "1c.json").write_text(json.dumps(value))
     changed = train_config(**{"data.tasks.source": str(folder)})
     with pytest.raises(InputError, match="shown other grids than the task holds now"):
-        load_examples(changed, FeatureStore(config.out))
+        examples_of(changed, FeatureStore(config.out))
     extract(config)  # replaces only what changed
-    load_examples(changed, FeatureStore(config.out))
+    examples_of(changed, FeatureStore(config.out))
     after = FeatureStore(config.out).records
     assert {n for n in after if after[n] != before[n]} == {"1c_train_0", "1c_train_1", "1c_test_0"}
 
@@ -122,7 +122,7 @@ def test_sequence_beyond_the_models_positions_is_one_line(train_config, store_pa
     longest = max(record.num_tokens for record in store.records.values())
     config = train_config(**{"model.kind": "feature", "model.max_tokens": longest - 1})
     with pytest.raises(InputError, match=rf"model.max_tokens: expected at least {longest}"):
-        load_examples(config, store)
+        examples_of(config, store)
     config = train_config(**{"model.kind": "feature", "model.max_tokens": longest})
-    batch = load_examples(config, store)[0].batch([0])
+    batch = examples_of(config, store).batch([0])
     assert batch.teacher.shape[1] == longest  # not rounded up beyond what the student can hold

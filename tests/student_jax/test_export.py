@@ -103,7 +103,7 @@ def test_import_gives_the_same_student_bit_for_bit(exported, store_path, tmp_pat
     store = str(store_path) if needs else None
     import_weights(ImportConfig(folder=exported / "export", store=store, out=out))
     before, after = load_solver(exported / "run"), load_solver(out)
-    chex.assert_trees_all_equal(before.state.params, after.state.params)
+    chex.assert_trees_all_equal(before.params, after.params)
     if before.config.model.kind == "feature":
         chex.assert_trees_all_equal(before.state.scaling, after.state.scaling)
     assert after.step == before.step
@@ -186,7 +186,7 @@ def test_originals_checkpoint_answers_in_jax_as_in_torch(store_path, tmp_path):
     from student_jax.export import random_batch
 
     batch = random_batch(solver, np.random.default_rng(0), 0)
-    got = solver.predict(solver.state, batch)
+    got = solver.predict(solver.params, solver.scaling, batch)
     with torch.no_grad():
         logits, _ = mirror.eval()(torch.tensor(batch.teacher), torch.tensor(batch.teacher_mask))
     np.testing.assert_allclose(got, torch.log_softmax(logits, -1).numpy(), atol=1e-5)

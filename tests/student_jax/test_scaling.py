@@ -11,11 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bridge.scaling import Scaling, apply, covariance_of, phi_s, standardise
 from bridge.store import Encoding, FeatureStore, frame_map
 from student_jax.batch import scale_teacher
-from student_jax.data import to_devices
+from student_jax.data import Plan
 from student_jax.solver import load_solver
-from student_jax.state import AXIS, make_mesh
-from student_jax.train import load_examples, train
+from student_jax.step import AXIS, make_mesh, make_placer
+from student_jax.train import make_scaling, train
 from teacher_torch.extract import main as extract
+from tests.conftest import examples_of
 
 
 @pytest.mark.parametrize("kind", ["standardise", "phi_s"])
@@ -24,7 +25,7 @@ def test_device_scales_as_the_bridge_does(store_path, train_config, kind):
     scaling = standardise(store.statistics())
     if kind == "phi_s":
         scaling = phi_s(store.statistics(), covariance_of(store, store.statistics()))
-    batch = load_examples(train_config(), store)[0].train_batch(0, 0, 4)
+    batch = examples_of(train_config(), store).train_batch(Plan(0, 4), 0)
     got = np.asarray(scale_teacher(batch, scaling).teacher)
     mask = np.asarray(batch.teacher_mask)
     np.testing.assert_allclose(
@@ -35,7 +36,8 @@ def test_device_scales_as_the_bridge_does(store_path, train_config, kind):
 
 def test_scaling_goes_by_the_training_examples_alone(store_path, train_config):
     config, store = train_config(), FeatureStore(store_path)
-    examples, scaling = load_examples(config, store)
+    examples = examples_of(config, store)
+    scaling = make_scaling("standardise", store, examples)
     trained = [example.question.example_id for example in examples.examples]
     assert 0 < len(trained) < len(store)
     values = np.concatenate([store[name] for name in trained]).astype(np.float64)
@@ -47,10 +49,10 @@ def test_phi_s_goes_by_the_training_examples_and_travels_with_the_weights(store_
     config = train_config(**{"loss.scaling": "phi_s", "optim.total_steps": 2})
     metrics = train(config)
     assert np.isfinite(metrics["mse"])
-    scaling = load_solver(config.out).state.scaling
+    scaling = load_solver(config.out).scaling
     assert scaling.rotation.shape == (64, 64)
     store = FeatureStore(store_path)
-    trained = [e.question.example_id for e in load_examples(config, store)[0].examples]
+    trained = [e.question.example_id for e in examples_of(config, store).examples]
     assert len(trained) < len(store)
     scaled = apply(
         Scaling(*(np.asarray(x) for x in (scaling.mean, scaling.std, scaling.rotation))),
@@ -60,7 +62,8 @@ def test_phi_s_goes_by_the_training_examples_and_travels_with_the_weights(store_
 
 
 def test_no_scaling_gives_features_as_they_are(store_path, train_config):
-    scaling = load_examples(train_config(**{"loss.scaling": "none"}), FeatureStore(store_path))[1]
+    store = FeatureStore(store_path)
+    scaling = make_scaling("none", store, examples_of(train_config(), store))
     chex.assert_trees_all_equal(scaling, Scaling(np.zeros(64, "f4"), np.ones(64, "f4")))
 
 
@@ -72,7 +75,7 @@ def test_encodings_give_the_student_the_same_maps(
     encoding = Encoding(tokens=tokens)
     extract(replace(extract_config, out=str(tmp_path / "s"), encoding=encoding))
     batches = [
-        load_examples(train_config(), FeatureStore(path))[0].train_batch(0, 0, 4)
+        examples_of(train_config(), FeatureStore(path)).train_batch(Plan(0, 4), 0)
         for path in (store_path, tmp_path / "s")
     ]
     mask = batches[0].teacher_mask
@@ -82,7 +85,7 @@ def test_encodings_give_the_student_the_same_maps(
         np.testing.assert_array_equal(whole, cut)
     else:
         store = FeatureStore(store_path)
-        example = load_examples(train_config(), store)[0].examples[0]
+        example = examples_of(train_config(), store).examples[0]
         record = store.record(example.question.example_id)
         frame = record.frames[0]
         exact = frame_map(store.read(record.example_id), frame).astype(np.float64)
@@ -96,7 +99,7 @@ def test_encodings_give_the_student_the_same_maps(
 def test_feature_student_reads_padded_batches_of_the_store(store_path, train_config, tmp_path):
     config = train_config(**{"model.kind": "feature", "model.max_tokens": 2048})
     store = FeatureStore(store_path, str(tmp_path / "cache"))
-    examples = load_examples(config, store)[0]
+    examples = examples_of(config, store)
     batch = examples.batch([1, 0])
     for row, i in enumerate((1, 0)):
         expected = store[examples.examples[i].question.example_id]
@@ -106,15 +109,16 @@ def test_feature_student_reads_padded_batches_of_the_store(store_path, train_con
 
 
 def test_prefetch_keeps_order_and_places_batches_over_devices(store_path, train_config):
-    examples = load_examples(train_config(), FeatureStore(store_path))[0]
-    sharding = NamedSharding(make_mesh(), PartitionSpec(AXIS))
-    placed = to_devices(examples.train_batches(0, 0, 4), sharding)
+    examples = examples_of(train_config(), FeatureStore(store_path))
+    mesh, plan = make_mesh(), Plan(0, 4)
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    placed = examples.train_batches(plan, 0, make_placer(train_config(), mesh))
     for step in range(3):
         batch = next(placed)
         assert batch.query.sharding == sharding
         assert len(batch.query.addressable_shards) == 2
         for a, b in zip(
-            jax.tree.leaves(batch), jax.tree.leaves(examples.train_batch(0, step, 4)), strict=True
+            jax.tree.leaves(batch), jax.tree.leaves(examples.train_batch(plan, step)), strict=True
         ):
             np.testing.assert_array_equal(a, b)
     placed.close()

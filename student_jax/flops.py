@@ -1,0 +1,82 @@
+"""What a step has to compute, and how fast the devices are at most.
+
+Model FLOPs: the matrix products of the forward pass, times three for training, whatever is
+recomputed (PaLM, arXiv 2204.02311, appendix B). Padding is computed, so it counts.
+
+In the shape descriptions: `B` batch, `T` tokens, `D` width, `M` MLP width, `N` canvas side.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+from bridge.arc import MAX_SIDE, NUM_COLORS
+from bridge.canvas import NUM_CLASSES
+from student_jax.batch import Batch
+from student_jax.config import ModelConfig
+
+REPEATS = 5
+LONG_ENOUGH = 2e-3  # seconds of one matrix product: launching it is then no part of the time
+LARGEST = 16384
+
+
+def example_flops(config: ModelConfig, feature_width: int, batch: Batch) -> float:
+    """Returns the model FLOPs that training spends on one example of a batch of these shapes."""
+    forward = _feature_flops if config.reads_features else _grid_flops
+    return 3.0 * forward(config, feature_width, batch)
+
+
+def _feature_flops(config: ModelConfig, feature_width: int, batch: Batch) -> float:
+    tokens, width = batch.teacher.shape[-2], config.width
+    trunk = config.depth * config.loops * _block(config, tokens, tokens, gated=False)
+    outer = 2 * (2 * tokens * feature_width * width)  # the stem and the projector
+    if config.kind == "original":
+        head = 2 * width * (2 * width) + 2 * (2 * width) * (4 * width)
+        return trunk + outer + head + 2 * (4 * width) * MAX_SIDE**2 * NUM_COLORS
+    head = 2 * width * (2 * width) + 2 * (2 * width) * config.canvas**2 * NUM_CLASSES
+    return trunk + outer + head
+
+
+def _grid_flops(config: ModelConfig, feature_width: int, batch: Batch) -> float:
+    pairs, side = batch.demonstrations.shape[-4], batch.demonstrations.shape[-1]
+    cells, each = side**2, config.tokens_per_pair
+    encoder = pairs * config.encoder_depth * _block(config, each + cells, cells, gated=True)
+    core = config.depth * config.loops * _block(config, pairs * each + cells, cells, gated=True)
+    head = 2 * cells * config.width * NUM_CLASSES
+    projectors = (2 * pairs + 1) * 2 * (cells / 4) * config.width * feature_width
+    return encoder + core + head + projectors
+
+
+def _block(config: ModelConfig, tokens: int, cells: int, *, gated: bool) -> float:
+    width, hidden = config.width, config.mlp_width
+    attention = 4 * 2 * tokens * width**2 + 2 * 2 * tokens**2 * width
+    mlp = (3 if gated else 2) * 2 * tokens * width * hidden
+    return attention + mlp + gated * 2 * 9 * cells * hidden  # the 3 x 3 convolution
+
+
+@functools.cache
+def matmul_ceiling(compute: str) -> float:
+    """Measures how many FLOP/s this process' devices reach together on square matrix products.
+
+    Args:
+        compute: dtype of the factors.
+    """
+    devices = jax.local_devices()
+    multiply = jax.jit(jnp.matmul)
+    side = 512
+    while True:
+        factors = [jax.device_put(jnp.ones((side, side), compute), device) for device in devices]
+        seconds = min(_seconds(multiply, factors) for _ in range(REPEATS + 1))
+        if seconds >= LONG_ENOUGH or side == LARGEST:
+            return len(devices) * 2 * side**3 / seconds
+        side *= 2
+
+
+def _seconds(multiply: jax.stages.Wrapped, factors: list[jax.Array]) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready([multiply(factor, factor) for factor in factors])
+    return time.perf_counter() - started

@@ -1,0 +1,160 @@
+"""Going on with a run: what must be as it was, and what a warm start takes over."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import bridge
+import student_jax
+from bridge import config as configs
+from bridge.errors import InputError
+from bridge.store import FeatureStore, check_provenance
+from bridge.store.provenance import code_digest
+from bridge.tree import flatten, unflatten
+from student_jax.checkpoints import Checkpoints
+from student_jax.config import TrainConfig
+from student_jax.processes import is_first, wait_for_all
+from student_jax.solver import Solver
+from student_jax.state import TrainState
+
+# A moved store is known by its provenance, see `check_same_data`.
+MAY_DIFFER = (
+    *("out", "log_steps", "checkpoint_steps", "data.store", "data.cache"),
+    *("may_differ", "dry_run"),
+)
+
+
+def check_same_config(config: TrainConfig) -> None:
+    """Refuses to go on with a run under another config, but for `may_differ`.
+
+    Raises:
+        InputError: naming the first key that differs.
+    """
+    now = flatten(configs.to_dict(config))
+    for key in config.may_differ:
+        if not any(name == key or name.startswith(f"{key}.") for name in now):
+            raise InputError(f"may_differ: expected keys of the config, got {key}")
+    path = config.out / "config.yaml"
+    if not path.is_file() or not (config.out / "checkpoints").is_dir():
+        return
+    there = flatten(configs.to_dict(configs.load(TrainConfig, path)))
+    for key in sorted(now.keys() | there.keys()):
+        allowed = (*MAY_DIFFER, *config.may_differ)
+        if any(key == name or key.startswith(f"{name}.") for name in allowed):
+            continue
+        if there.get(key) != now.get(key):
+            raise InputError(
+                f"{config.out} holds a run with {key} = {there.get(key)}, got {now.get(key)}; give "
+                f"another --out, or --may_differ {key} to go on all the same"
+            )
+
+
+def notes_on(
+    trained_on: set[str], feature_width: int, store: FeatureStore | None, warm: Solver | None
+) -> dict[str, Any]:
+    """Returns what a checkpoint says of itself beside its config and digests.
+
+    Args:
+        trained_on: ids of the tasks whose answers are trained on.
+        feature_width: of the teacher.
+        store: the teacher's features.
+        warm: where the weights start from. What they were trained on counts as trained on.
+    """
+    trained_on = trained_on | (warm.trained_on if warm else frozenset())
+    return {
+        "feature_width": feature_width,
+        "teacher": store.provenance if store else None,
+        "trained_on": sorted(trained_on),
+        "init": {"run": str(warm.config.out), "step": warm.step} if warm else None,
+        "code": {"version": version("sage-distill"), "digest": code_digest(_modules())},
+        "dev": [],
+    }
+
+
+def restore_own(
+    checkpoints: Checkpoints,
+    sharding: jax.sharding.Sharding,
+    notes: dict[str, Any],
+    config: TrainConfig,
+) -> tuple[int, list[dict[str, Any]], TrainState] | None:
+    """Returns the newest whole step, its scores on held-out tasks and its state; None without one.
+
+    Raises:
+        InputError: if it was trained on another store or on other tasks, or is no longer whole.
+    """
+    newest = checkpoints.restore_newest(sharding)
+    if newest is None:
+        return None
+    step, there, state = newest
+    check_same_data(there, notes, config)
+    if there.get("code") != notes["code"] and is_first():
+        before = there.get("code") or {"version": "older", "digest": "unknown"}
+        sys.stderr.write(
+            f"warning: the checkpoint was made by other code ({before['version']}, "
+            f"{before['digest']}): the result may not be that of an unbroken run\n"
+        )
+    wait_for_all("restored")
+    for damaged in [other for other in checkpoints.steps() if other > step]:
+        checkpoints.set_aside(damaged)  # to be made again
+    return step, there.get("dev", []), state
+
+
+def check_same_data(there: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:
+    """Refuses to resume on another teacher's features or on other tasks.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    if there["teacher"] is not None and now["teacher"] is not None:
+        hint = f"{config.out} was trained on another store; give another --out"
+        check_provenance(now["teacher"], there["teacher"], str(config.data.store), hint)
+    if there["trained_on"] != now["trained_on"] and "data.tasks" not in config.may_differ:
+        task = sorted(set(there["trained_on"]) ^ set(now["trained_on"]))[0]
+        raise InputError(
+            f"{config.out} was trained on other tasks: {config.data.tasks.source} changed in "
+            f"{task}; give another --out"
+        )
+
+
+def warm_start(state: TrainState, warm: Solver) -> TrainState:
+    """Returns a first state with another run's weights.
+
+    Projectors stay as drawn where the teachers' widths differ; everything else has to fit.
+
+    Raises:
+        InputError: naming the first leaf that does not fit.
+    """
+    own, others = flatten(state.params), flatten(warm.params)
+    for name in sorted(own.keys() | others.keys()):
+        shapes = [tree[name].shape if name in tree else "nothing" for tree in (own, others)]
+        if shapes[0] != shapes[1] and ("projector" not in name or "nothing" in shapes):
+            raise InputError(
+                f"init: {warm.config.out}: {name}: expected {shapes[0]}, got {shapes[1]}"
+            )
+    taken = {
+        name: jax.device_put(np.asarray(others[name]), value.sharding)
+        if others[name].shape == value.shape
+        else value
+        for name, value in own.items()
+    }
+    params = unflatten(taken)
+    # A copy: a buffer can only be donated once.
+    return replace(state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
+
+
+def _modules() -> list[str]:
+    """The modules whose code decides what a student becomes."""
+    found = [
+        module.name
+        for package in (bridge, student_jax)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    return [name for name in found if not name.endswith("__main__")]
