@@ -39,9 +39,7 @@ class Plan:
 
     seed: int
     batch_size: int  # over all devices
-    rows: slice = field(
-        default_factory=lambda: slice(None)
-    )  # of each batch, that this process draws
+    rows: slice = field(default_factory=lambda: slice(None))  # that this process draws
 
 
 @dataclass(frozen=True)

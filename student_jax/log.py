@@ -122,10 +122,12 @@ class TrainLog:
         # The update is checked too, so that no checkpoint ever holds a broken state.
         broken = [name for name, value in metrics.items() if not np.isfinite(value)]
         if broken:
+            good = self._last_good()
             raise InputError(
                 f"step {step}: {', '.join(broken)} not finite; its examples: "
-                f"{self._name_batch(step - 1)}; last good checkpoint: step {self._last_good()}; "
-                "lower --optim.peak_lr and give another --out"
+                f"{self._name_batch(step - 1)}; last good checkpoint: "
+                f"{'none yet' if good is None else f'step {good}'}; lower --optim.peak_lr and "
+                "give another --out"
             )
         self.metrics = metrics
         self._warn_of_spike(step, metrics["loss"])
