@@ -105,7 +105,7 @@ def test_import_gives_the_same_student_bit_for_bit(exported, store_path, tmp_pat
     before, after = load_solver(exported / "run"), load_solver(out)
     chex.assert_trees_all_equal(before.params, after.params)
     if before.config.model.kind == "feature":
-        chex.assert_trees_all_equal(before.state.scaling, after.state.scaling)
+        chex.assert_trees_all_equal(before.scaling, after.scaling)
     assert after.step == before.step
     assert after.trained_on == before.trained_on
 

@@ -244,9 +244,7 @@ def test_run_never_goes_on_with_other_tasks(train_config, task_folder, tmp_path)
 
 def test_broken_update_stops_before_it_is_saved(train_config):
     config = train_config(**{"optim.peak_lr": 1e38, "optim.total_steps": 8})
-    with pytest.raises(
-        InputError, match=r"param_norm not finite; its examples: .*_train_.*; last good checkpoint"
-    ):
+    with pytest.raises(InputError, match=r"param_norm not finite; its examples: .*; last good"):
         train(config)
     with Checkpoints(config.out) as checkpoints:
         latest = checkpoints.latest_step()
