@@ -2,12 +2,12 @@
 
 import os
 
-# Two virtual devices, so that data parallelism is really exercised. On few cores such devices can
+# Four virtual devices, so that data parallelism is really exercised. On few cores such devices can
 # deadlock in a loop of collectives unless XLA's thread pool is larger than the machine.
 os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import json
 from pathlib import Path

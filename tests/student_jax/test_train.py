@@ -14,16 +14,10 @@ import yaml
 
 from bridge import config as configs
 from bridge.errors import InputError
-from bridge.store import FeatureStore
-from student_jax import step as step_module
 from student_jax.checkpoints import Checkpoints
-from student_jax.data import Plan
 from student_jax.solver import load_solver
-from student_jax.state import init_state, make_optimizer
-from student_jax.step import make_mesh, make_placer, make_train_step, replicated
-from student_jax.students import make_student
-from student_jax.train import make_scaling, train
-from tests.conftest import ROOT, examples_of, metric_lines, train_dict
+from student_jax.train import train
+from tests.conftest import ROOT, metric_lines, train_dict
 
 
 def params_of(out):
@@ -131,73 +125,6 @@ def test_other_config_in_the_same_folder_is_refused(unbroken, task_folder, store
     changed = train_dict(task_folder, store_path, unbroken, **{"optim.peak_lr": 0.5})
     with pytest.raises(InputError, match=r"holds a run with optim.peak_lr = 0.01, got 0.5"):
         train(configs.from_dict(TrainConfig, changed))
-
-
-@pytest.fixture(scope="module")
-def start(task_folder, store_path):
-    """Everything needed to step by hand."""
-    from student_jax.config import TrainConfig
-
-    value = train_dict(task_folder, store_path, "unused", **{"data.augmented_fraction": 0.25})
-    config = configs.from_dict(TrainConfig, value)
-    store = FeatureStore(store_path)
-    examples = examples_of(config, store)
-    scaling = make_scaling("standardise", store, examples)
-    model = make_student(config.model, examples.feature_width)
-    tx = make_optimizer(config.optim)
-    batches = [examples.train_batch(Plan(0, 4), step) for step in range(4)]
-    init = jax.jit(lambda: init_state(config, model, tx, scaling))
-    return config, model, tx, batches, jax.device_get(init())
-
-
-def run(start, devices, kind="shard_map"):
-    config, model, tx, batches, state = start
-    mesh = make_mesh(devices)
-    config = configs.from_dict(type(config), {**configs.to_dict(config), "map": kind})
-    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
-    state = jax.device_put(state, replicated(mesh))
-    losses = []
-    for batch in batches:
-        state, metrics = step(state, place(batch))
-        losses.append({name: float(value) for name, value in metrics.items()})
-    return losses, jax.device_get(state.params)
-
-
-def test_one_and_two_devices_and_pmap_agree(start):
-    """The batch's examples with a teacher are spread unevenly: 2 on one device, 1 on the other."""
-    one, params_one = run(start, 1)
-    for devices, kind in ((2, "shard_map"), (2, "pmap")):
-        losses, params = run(start, devices, kind)
-        for a, b in zip(one, losses, strict=True):
-            assert a == pytest.approx(b, rel=1e-5)
-        chex.assert_trees_all_close(params, params_one, rtol=1e-4, atol=1e-5)
-
-
-def test_train_step_compiles_once(start, monkeypatch):
-    traces = []
-    original = step_module.train_step
-
-    def counted(*args):
-        traces.append(1)
-        return original(*args)
-
-    monkeypatch.setattr(step_module, "train_step", counted)
-    run(start, 2)
-    assert len(traces) == 1
-
-
-def test_two_examples_are_learnt(start):
-    config, model, tx, batches, state = start
-    mesh = make_mesh(1)
-    step = make_train_step(config, model, make_optimizer(config.optim), mesh)
-    tx = make_optimizer(configs.from_dict(type(config.optim), {"total_steps": 80, "peak_lr": 0.03}))
-    step = make_train_step(config, model, tx, mesh)
-    state = jax.device_put(state, replicated(mesh))
-    first = None
-    for _ in range(80):
-        state, metrics = step(state, batches[0])
-        first = first or float(metrics["task"])
-    assert float(metrics["task"]) < first / 10
 
 
 def test_feature_student_trains_on_the_store(train_config):

@@ -1,0 +1,248 @@
+"""The step's numbers: the same on any devices, in any micro-batches; what else it promises."""
+
+import re
+from dataclasses import replace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bridge import config as configs
+from bridge.store import FeatureStore
+from student_jax import step as step_module
+from student_jax.batch import scale_teacher
+from student_jax.config import ModelConfig, TrainConfig
+from student_jax.data import Plan
+from student_jax.flops import example_flops, matmul_ceiling
+from student_jax.state import init_state, make_optimizer
+from student_jax.step import make_mesh, make_placer, make_train_step, replicated
+from student_jax.students import make_student
+from student_jax.train import make_scaling
+from tests.conftest import examples_of, train_dict
+
+
+@pytest.fixture(scope="module")
+def start(task_folder, store_path):
+    """A config, a first state and four batches, whose teachers are spread unevenly."""
+    value = train_dict(task_folder, store_path, "unused", **{"data.augmented_fraction": 0.25})
+    config = configs.from_dict(TrainConfig, value)
+    store = FeatureStore(store_path)
+    examples = examples_of(config, store)
+    scaling = make_scaling("standardise", store, examples)
+    model, tx = make_student(config.model, examples.feature_width), make_optimizer(config.optim)
+    batches = [examples.train_batch(Plan(0, 4), step) for step in range(4)]
+    state = jax.jit(lambda: init_state(config, model, tx, scaling))()
+    return config, jax.device_get(state), batches
+
+
+def steps_of(start, devices, **changes):
+    """Takes four steps; returns their numbers and the last state."""
+    config, state, batches = start
+    config = changed(config, **changes)
+    mesh = make_mesh(devices)
+    model, tx = make_student(config.model, 64), make_optimizer(config.optim)
+    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    if config.optim.ema_decay:
+        state = replace(state, ema=jax.tree.map(np.copy, state.params))
+    state = jax.device_put(state, replicated(mesh))
+    rows, states = [], []
+    for batch in batches:
+        state, metrics = step(state, place(batch))
+        rows.append({name: float(value) for name, value in metrics.items()})
+        states.append(jax.device_get(state))
+    return rows, states
+
+
+def changed(config, **changes):
+    value = configs.to_dict(config)
+    for key, item in changes.items():
+        *path, last = key.split("__")
+        place = value
+        for part in path:
+            place = place[part]
+        place[last] = item
+    return configs.from_dict(TrainConfig, value)
+
+
+@pytest.fixture(scope="module")
+def one(start):
+    return steps_of(start, 1)
+
+
+SHAPES = [
+    (2, {}),
+    (4, {}),
+    (4, {"map": "pmap"}),
+    (1, {"optim__accumulate": 4}),
+    (2, {"optim__accumulate": 2}),
+    (2, {"model__remat": True}),
+]
+
+
+@pytest.mark.parametrize(("devices", "changes"), SHAPES)
+def test_devices_and_micro_batches_do_not_change_the_numbers(start, one, devices, changes):
+    """One device may hold no example with a teacher at all: means are of the whole batch."""
+    rows, states = steps_of(start, devices, **changes)
+    for a, b in zip(one[0], rows, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    chex.assert_trees_all_close(states[-1].params, one[1][-1].params, rtol=1e-4, atol=1e-5)
+
+
+def test_class_weights_are_those_of_the_whole_batch(start):
+    weighted = {"loss__task_loss": "class_weighted"}
+    rows, _ = steps_of(start, 1, **weighted)
+    shared, _ = steps_of(start, 2, **weighted, optim__accumulate=2)
+    assert rows[0]["task"] == pytest.approx(shared[0]["task"], rel=1e-5)
+
+
+def test_moving_average_follows_its_formula_and_answers(start):
+    _, states = steps_of(start, 1, optim__ema_decay=0.9)
+    average = start[1].params
+    for step, state in enumerate(states):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = jax.tree.map(
+            lambda a, p, d=decay: d * a.astype(np.float64) + (1 - d) * p, average, state.params
+        )
+        chex.assert_trees_all_close(state.ema, average, atol=1e-6)
+    assert states[-1].answering is states[-1].ema
+    plain = steps_of(start, 1)[1][-1]
+    assert plain.answering is plain.params
+    chex.assert_trees_all_equal(plain.params, states[-1].params)
+
+
+@pytest.mark.parametrize("kind", ["grid", "feature", "original"])
+def test_bf16_computes_in_bf16_and_keeps_weights_and_loss_in_f32(start, kind):
+    """Every large matrix product takes bf16; weights, gradients and the loss stay f32."""
+    scaling = "none" if kind == "original" else "standardise"
+    changes = {"model__kind": kind, "model__compute": "bfloat16", "model__max_tokens": 256}
+    config = changed(start[0], **changes, loss__scaling=scaling)
+    batch = start[2][0]
+    if kind != "grid":
+        batch = replace(batch, answer=np.zeros((4, *[config.model.answer_side] * 2), np.uint8))
+    model, tx = make_student(config.model, 64), make_optimizer(config.optim)
+    state = jax.eval_shape(lambda: init_state(config, model, tx, start[1].scaling))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+
+    def forward(params, batch):
+        return model.apply({"params": params}, scale_teacher(batch, start[1].scaling))
+
+    text = str(jax.make_jaxpr(forward)(state.params, batch))
+    products = re.findall(r":(\w+)\[[^\]]*\] = dot_general", text)
+    in_f32 = {"grid": 1, "feature": 2, "original": 3}[kind]  # the head
+    attention = config.model.depth + (config.model.encoder_depth if kind == "grid" else 0)
+    assert len(products) > 6
+    assert products.count("f32") <= in_f32 + attention  # attention adds its scores up in f32
+    output = jax.eval_shape(forward, state.params, batch)
+    assert output.logits.dtype == jnp.float32
+
+
+def test_bf16_stays_near_f32(start, one):
+    rows, states = steps_of(start, 1, model__compute="bfloat16")
+    for a, b in zip(one[0], rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
+    assert one[0] != rows
+    assert {leaf.dtype for leaf in jax.tree.leaves(states[-1].opt_state)} <= {
+        np.dtype("float32"),
+        np.dtype("int32"),
+    }
+
+
+def test_remat_keeps_less_for_the_backward_pass(start):
+    config, state, batches = start
+    kept = []
+    for remat in (False, True):
+        model = make_student(replace(config.model, depth=4, remat=remat), 64)
+        batch = scale_teacher(batches[0], state.scaling)
+        params = jax.eval_shape(lambda m=model, b=batch: m.init(jax.random.key(0), b))["params"]
+
+        def backward(params, model=model, batch=batch):
+            def loss(params):
+                return model.apply({"params": params}, batch).logits.sum()
+
+            return jax.vjp(loss, params)[1]  # a pytree of all that it keeps
+
+        leaves = jax.tree.leaves(jax.eval_shape(backward, params))
+        kept.append(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+    assert kept[1] < kept[0] / 5
+
+
+def test_state_is_donated_and_nothing_is_copied_on_the_sly(start):
+    config, state, batches = start
+    mesh = make_mesh(2)
+    model, tx = make_student(config.model, 64), make_optimizer(config.optim)
+    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    state = jax.device_put(state, replicated(mesh))
+    with jax.transfer_guard("disallow"):
+        after, _ = step(state, place(batches[0]))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+            step(after, batches[1])
+
+
+def test_step_compiles_once(start, monkeypatch):
+    traces = []
+    original = step_module.train_step
+
+    def counted(*args):
+        traces.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(step_module, "train_step", counted)
+    steps_of(start, 2)
+    assert len(traces) == 1
+
+
+def test_two_examples_are_learnt(start):
+    config, state, batches = start
+    config = changed(config, optim__total_steps=80, optim__peak_lr=0.03)
+    mesh = make_mesh(1)
+    model, tx = make_student(config.model, 64), make_optimizer(config.optim)
+    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    state = jax.device_put(state, replicated(mesh))
+    losses = []
+    for _ in range(80):
+        state, metrics = step(state, place(batches[0]))
+        losses.append(float(metrics["task"]))
+    assert losses[-1] < losses[0] / 10
+
+
+@pytest.mark.parametrize("kind", ["grid", "feature", "original"])
+def test_model_flops_are_what_xla_counts(kind):
+    """XLA also counts what is done element by element: a few percent."""
+    model = ModelConfig(
+        kind=kind, width=128, heads=4, mlp_width=256, depth=2, max_tokens=256, canvas=16
+    )
+    model = replace(model, loops=1 if kind == "original" else 2)
+    batch = flops_batch(model)
+    student = make_student(model, 64)
+    shapes = jax.eval_shape(lambda: student.init(jax.random.key(0), batch))
+    counted = jax.jit(student.apply).lower(shapes, batch).cost_analysis()["flops"]
+    assert 0.92 < example_flops(model, 64, batch) / 3 * len(batch.answer) / counted < 1
+
+
+def flops_batch(model):
+    from student_jax.batch import Batch, feature_batch
+
+    if model.reads_features:
+        side = model.answer_side
+        return feature_batch(
+            np.zeros((2, 200, 64), np.float32),
+            np.ones((2, 200), bool),
+            np.zeros((2, side, side), np.uint8),
+        )
+    return Batch(
+        demonstrations=np.zeros((2, 3, 2, 12, 12), np.uint8),
+        demonstration_mask=np.ones((2, 3), bool),
+        query=np.zeros((2, 12, 12), np.uint8),
+        answer=np.zeros((2, 12, 12), np.uint8),
+        teacher=np.zeros((2, 7 * 36, 64), np.float32),
+        teacher_mask=np.ones((2, 7 * 36), bool),
+    )
+
+
+def test_ceiling_is_measured_once_and_plausible():
+    ceiling = matmul_ceiling("float32")
+    assert 1e9 < ceiling < 1e16
+    assert matmul_ceiling("float32") == ceiling
