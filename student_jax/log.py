@@ -30,6 +30,7 @@ SHOWN = {
 SPIKE = 3.0  # times the median loss of the last RECENT steps
 SLOW = 0.5  # of the median FLOP/s of the last RECENT log steps
 RECENT = 50
+NOTICEABLE = 1.0  # seconds between log steps: the clock says little of less
 ENOUGH = 5  # values, before anything is called unusual
 
 
@@ -150,11 +151,9 @@ class TrainLog:
             self._board.add_image(f"dev/{name}", image, step, dataformats="HWC")
         self._window = _Window()  # answering them is no part of a step's time
 
-    def close(self, text: str) -> None:
-        """Says how the run ended and flushes the files."""
+    def close(self) -> None:
+        """Flushes the files."""
         self._bar.close()
-        if text:
-            self.say(text)
         if self._board is not None:
             self._board.close()
 
@@ -185,7 +184,7 @@ class TrainLog:
     def _warn_of_slowness(self, step: int, speed: dict[str, float]) -> None:
         rate = speed["model_flops_per_second"]
         usual = median(self._rates) if len(self._rates) >= ENOUGH else 0.0
-        if rate < SLOW * usual:
+        if rate < SLOW * usual and speed["seconds"] > NOTICEABLE:
             self.say(
                 f"warning: step {step}: {rate / usual:.0%} of the usual speed over the last "
                 f"{self._log_steps} steps, {speed['waiting']:.0%} of it waiting for data"
@@ -208,6 +207,7 @@ class _Window:
     def close(self, peak_flops: float) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         speed = {
+            "seconds": seconds,
             "examples_per_second": self._examples / seconds,
             "model_flops_per_second": self._flops / seconds,
             "mfu": self._flops / seconds / peak_flops,

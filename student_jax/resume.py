@@ -21,6 +21,7 @@ from bridge.store.provenance import code_digest
 from bridge.tree import flatten, unflatten
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
+from student_jax.data import Examples
 from student_jax.processes import is_first, wait_for_all
 from student_jax.solver import Solver
 from student_jax.state import TrainState
@@ -57,23 +58,16 @@ def check_same_config(config: TrainConfig) -> None:
             )
 
 
-def notes_on(
-    trained_on: set[str], feature_width: int, store: FeatureStore | None, warm: Solver | None
-) -> dict[str, Any]:
-    """Returns what a checkpoint says of itself beside its config and digests.
+Notes = dict[str, Any]  # what a checkpoint says of itself beside its config and digests
 
-    Args:
-        trained_on: ids of the tasks whose answers are trained on.
-        feature_width: of the teacher.
-        store: the teacher's features.
-        warm: where the weights start from. What they were trained on counts as trained on.
-    """
-    trained_on = trained_on | (warm.trained_on if warm else frozenset())
+
+def notes_on(examples: Examples, store: FeatureStore | None) -> Notes:
+    """Returns the notes of a run that starts: its teacher, its tasks, its code, no scores yet."""
     return {
-        "feature_width": feature_width,
+        "feature_width": examples.feature_width,
         "teacher": store.provenance if store else None,
-        "trained_on": sorted(trained_on),
-        "init": {"run": str(warm.config.out), "step": warm.step} if warm else None,
+        "trained_on": sorted({example.question.task_id for example in examples.examples}),
+        "init": None,
         "code": {"version": version("sage-distill"), "digest": code_digest(_modules())},
         "dev": [],
     }
@@ -82,10 +76,10 @@ def notes_on(
 def restore_own(
     checkpoints: Checkpoints,
     sharding: jax.sharding.Sharding,
-    notes: dict[str, Any],
+    notes: Notes,
     config: TrainConfig,
-) -> tuple[int, list[dict[str, Any]], TrainState] | None:
-    """Returns the newest whole step, its scores on held-out tasks and its state; None without one.
+) -> tuple[int, Notes, TrainState] | None:
+    """Returns the newest whole step, its notes and its state; None if there is no step yet.
 
     Raises:
         InputError: if it was trained on another store or on other tasks, or is no longer whole.
@@ -104,10 +98,11 @@ def restore_own(
     wait_for_all("restored")
     for damaged in [other for other in checkpoints.steps() if other > step]:
         checkpoints.set_aside(damaged)  # to be made again
-    return step, there.get("dev", []), state
+    kept = {name: there[name] for name in ("trained_on", "init", "dev") if name in there}
+    return step, {**notes, **kept}, state
 
 
-def check_same_data(there: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:
+def check_same_data(there: Notes, now: Notes, config: TrainConfig) -> None:
     """Refuses to resume on another teacher's features or on other tasks.
 
     Raises:
@@ -116,18 +111,21 @@ def check_same_data(there: dict[str, Any], now: dict[str, Any], config: TrainCon
     if there["teacher"] is not None and now["teacher"] is not None:
         hint = f"{config.out} was trained on another store; give another --out"
         check_provenance(now["teacher"], there["teacher"], str(config.data.store), hint)
-    if there["trained_on"] != now["trained_on"] and "data.tasks" not in config.may_differ:
-        task = sorted(set(there["trained_on"]) ^ set(now["trained_on"]))[0]
+    before = (there.get("init") or {}).get("trained_on", [])  # by the run it started from
+    different = set(there["trained_on"]) ^ {*now["trained_on"], *before}
+    if different:
+        task = min(different)
         raise InputError(
             f"{config.out} was trained on other tasks: {config.data.tasks.source} changed in "
             f"{task}; give another --out"
         )
 
 
-def warm_start(state: TrainState, warm: Solver) -> TrainState:
-    """Returns a first state with another run's weights.
+def warm_start(notes: Notes, state: TrainState, warm: Solver) -> tuple[Notes, TrainState]:
+    """Returns a first state with another run's weights, and notes that say so.
 
-    Projectors stay as drawn where the teachers' widths differ; everything else has to fit.
+    Projectors stay as drawn where the teachers' widths differ; everything else has to fit. What
+    the weights were trained on before counts as trained on.
 
     Raises:
         InputError: naming the first leaf that does not fit.
@@ -147,7 +145,11 @@ def warm_start(state: TrainState, warm: Solver) -> TrainState:
     }
     params = unflatten(taken)
     # A copy: a buffer can only be donated once.
-    return replace(state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
+    state = replace(state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
+    trained_on = sorted(warm.trained_on)
+    init = {"run": str(warm.config.out), "step": warm.step, "trained_on": trained_on}
+    everything = sorted({*notes["trained_on"], *trained_on})
+    return {**notes, "init": init, "trained_on": everything}, state
 
 
 def _modules() -> list[str]:

@@ -56,9 +56,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         return {}
 
     development = Development(config, held_out, store, width)
-    warm = load_solver(config.init) if config.init else None
-    trained_on = {example.question.task_id for example in examples.examples}
-    notes = resume.notes_on(trained_on, width, store, warm)
+    notes = resume.notes_on(examples, store)
     model = make_student(config.model, width)
     tx = make_optimizer(config.optim, config.loss.form)
     step_fn, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
@@ -67,12 +65,13 @@ def train(config: TrainConfig) -> dict[str, float]:
     with Checkpoints(config.out, create=True) as checkpoints, Stop() as stop:
         first_step = 0
         if own := resume.restore_own(checkpoints, replicated(mesh), notes, config):
-            first_step, notes["dev"], state = own
+            first_step, notes, state = own
         else:
             scaling = make_scaling(config.loss.scaling, store, examples)
             init = lambda: init_state(config, model, tx, scaling)  # noqa: E731
             state = jax.jit(init, out_shardings=replicated(mesh))()
-            state = resume.warm_start(state, warm) if warm else state
+            if config.init:
+                notes, state = resume.warm_start(notes, state, load_solver(config.init))
         log = TrainLog(
             config,
             first_step,
@@ -83,10 +82,10 @@ def train(config: TrainConfig) -> dict[str, float]:
         )
         log.say(describe(config, examples, state, first_step))
         batches = examples.train_batches(plan, first_step, place)
-        # One pass more than steps: the last save happens without repeating its code.
-        for step in range(first_step, total + 1):
+        step = first_step
+        while True:  # it ends in the middle: the last save happens without repeating its code
             stopping = asked_to_stop(stop, step, config.log_steps)
-            due = step == total or step % config.checkpoint_steps == 0
+            due = step >= total or step % config.checkpoint_steps == 0
             if step > first_step and (due or stopping):
                 log.settle()
                 if due and development.tasks:  # not where a signal came: history stays the same
@@ -94,7 +93,7 @@ def train(config: TrainConfig) -> dict[str, float]:
                     notes["dev"].append({"step": step, **processes.first_says(scores)})
                     log.dev(step, scores, pictures, development.describe(scores))
                 checkpoints.save(step, state, config, notes)
-            if stopping or step == total or is_stale(notes["dev"], config.patience):
+            if stopping or step >= total or is_stale(notes["dev"], config.patience):
                 break
             asked = time.perf_counter()
             batch = next(batches)
@@ -102,11 +101,15 @@ def train(config: TrainConfig) -> dict[str, float]:
             flops = size * example_flops(config.model, width, batch)
             with jax.transfer_guard("disallow"):  # a hidden copy is an error, not a slow step
                 state, metrics = step_fn(state, batch)
-            log.see(step + 1, metrics, examples=size, flops=flops, waited=waited)
+            step += 1
+            log.see(step, metrics, examples=size, flops=flops, waited=waited)
         batches.close()
-        log.close(say_why(config, stop, notes["dev"]))
+        if step < total and not stopping:
+            best = best_of(notes["dev"])
+            log.say(f"stopped early: no checkpoint since step {best} is better; --which best")
+        log.close()
         checkpoints.wait()
-        if stop.requested:
+        if stopping:
             raise KeyboardInterrupt
     return log.metrics
 
@@ -173,13 +176,6 @@ def describe(config: TrainConfig, examples: Examples, state: TrainState, first_s
         f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}\n"
         + (f"resuming at step {first_step}" if first_step else start)
     )
-
-
-def say_why(config: TrainConfig, stop: Stop, dev: list[dict[str, float]]) -> str:
-    """Returns a line on how the run ended, if not with its last step."""
-    if is_stale(dev, config.patience) and not stop.requested:
-        return f"stopped early: no checkpoint since step {best_of(dev)} is better; --which best"
-    return ""
 
 
 if __name__ == "__main__":
