@@ -10,8 +10,10 @@ python -m student_jax.checkpoints verify runs/quickstart/grid
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +64,11 @@ class Checkpoints:
         self._keep = _Keep(self.KEEP)
         self._manager = ocp.CheckpointManager(
             folder,
-            options=ocp.CheckpointManagerOptions(preservation_policy=self._keep, create=create),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._keep,
+                create=create,
+                cleanup_tmp_directories=create,  # what a killed save left
+            ),
         )
 
     def __enter__(self) -> Checkpoints:
@@ -107,20 +113,6 @@ class Checkpoints:
         """Blocks until everything saved is on disk."""
         with self._disk_faults(None):
             self._manager.wait_until_finished()
-
-    def best_step(self) -> int:
-        """The step that answered the most held-out questions, of those still there.
-
-        Raises:
-            InputError: if none was ever tried on held-out questions.
-        """
-        best = best_of(self.about().get("dev", []))
-        if best is None:
-            raise InputError(
-                f"checkpoint: {self.out} was never tried on held-out questions, so none is the "
-                "best; take the latest, or train with --dev_questions above 0"
-            )
-        return best
 
     def set_aside(self, step: int) -> None:
         """Moves a step to `{out}/damaged_checkpoints`, so that it can be saved again."""
@@ -180,15 +172,45 @@ class Checkpoints:
         Raises:
             DamagedError: if there are steps and all of them are damaged.
         """
-        error: DamagedError | None = None
+        return self._restore_first(self.steps(), sharding)
+
+    def restore_best(self, sharding: jax.sharding.Sharding) -> tuple[int, dict[str, Any], Any]:
+        """Returns the step that answered the most held-out questions, of those that are whole.
+
+        Raises:
+            InputError: if none was ever tried on held-out questions.
+            DamagedError: if all of those are damaged.
+        """
+        dev: list[dict[str, Any]] = []
         for step in self.steps():
+            with contextlib.suppress(DamagedError):
+                dev = self.about(step).get("dev", [])
+                break
+        rows = [row for row in dev if row["step"] in self.steps()]
+        ranked: list[int] = []
+        while (best := best_of([row for row in rows if row["step"] not in ranked])) is not None:
+            ranked.append(best)
+        found = self._restore_first(ranked, sharding)
+        if found is None:
+            raise InputError(
+                f"checkpoint: {self.out} was never tried on held-out questions, so none is the "
+                "best; take the latest, or train with --dev_questions above 0"
+            )
+        return found
+
+    def _restore_first(
+        self, steps: list[int], sharding: jax.sharding.Sharding
+    ) -> tuple[int, dict[str, Any], Any] | None:
+        """Restores the first of some steps that is whole; None if there are no steps."""
+        error: DamagedError | None = None
+        for step in steps:
             try:
                 return step, *self.restore(step, sharding)
             except DamagedError as damage:
-                print(f"warning: {damage}; looking at the step before", file=sys.stderr)
+                print(f"warning: {damage}; looking at another step", file=sys.stderr)
                 error = damage
         if error is not None:
-            raise DamagedError(f"{self.out}: no step is whole; the oldest: {error}")
+            raise DamagedError(f"{self.out}: no step is whole; the last: {error}")
         return None
 
     @contextlib.contextmanager
@@ -208,13 +230,14 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            fault = " ".join(str(error).split())[:160]
-            if _is_outage(error):
-                raise InputError(
-                    f"checkpoint {self.out}: step {step} cannot be read: {fault}; nothing was "
-                    "changed: try again"
-                ) from None
-            raise self._damage(step, fault) from None
+            fault, outage = " ".join(str(error).split())[:160], _is_outage(error)
+        _collect_quietly()
+        if outage:
+            raise InputError(
+                f"checkpoint {self.out}: step {step} cannot be read: {fault}; nothing was "
+                "changed: try again"
+            )
+        raise self._damage(step, fault)
 
     def _damage(self, step: int, fault: str) -> DamagedError:
         return DamagedError(f"checkpoint {self.out}: step {step} is damaged: {fault}")
@@ -261,6 +284,17 @@ def _check(about: dict[str, Any]) -> str:
     """Returns the sha256 of what a checkpoint says of itself, as JSON will have it."""
     rest = {name: value for name, value in about.items() if name != "check"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _collect_quietly() -> None:
+    """Collects the reads that a failed restore did not wait for; each would print a traceback."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    logger = logging.getLogger("asyncio")
+    logger.disabled = True
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook, logger.disabled = before, False
 
 
 def _is_outage(error: Exception) -> bool:

@@ -159,7 +159,8 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     map: Literal["shard_map", "pmap"] = "shard_map"
-    """how the per-device step is spread over devices; the numbers are the same"""
+    """how the per-device step is spread over devices; the numbers are the same, but pmap keeps two
+    copies of the state"""
     log_steps: int = 10
     checkpoint_steps: int = 100
     dev_questions: int = 64

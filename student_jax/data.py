@@ -30,6 +30,7 @@ from student_jax.batch import (
 )
 from student_jax.config import DataConfig, ModelConfig
 
+SPOILT = "features not finite"
 AHEAD = 2  # batches drawn before they are asked for
 
 
@@ -162,7 +163,7 @@ class Examples:
             if not np.isfinite(self.store.read(name).astype(np.float32)).all()
         ]
         text = ", ".join(names)
-        return f"{text} (features not finite: {', '.join(spoilt)})" if spoilt else text
+        return f"{text} ({SPOILT}: {', '.join(spoilt)})" if spoilt else text
 
     def _plan(self, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
         """Returns an epoch's plan, made once an epoch and not once a step."""

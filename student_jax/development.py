@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bridge.arc import Grid, Task, open_questions
 from bridge.canvas import Attempts
+from bridge.errors import InputError
 from bridge.render import OUTSIDE, render
 from bridge.store import FeatureStore
 from student_jax.checkpoints import best_of
@@ -42,7 +43,8 @@ class Development:
             feature_width: of the teacher.
 
         Raises:
-            InputError: if a student reads features and the store lacks one.
+            InputError: if a student reads features and the store lacks one, or if patience has
+                no task to judge by.
         """
         self.tasks: dict[str, Task] = {}
         asked = 0
@@ -50,6 +52,8 @@ class Development:
             if asked < config.dev_questions and task.test_outputs is not None:
                 self.tasks[task_id] = task
                 asked += len(task.test_inputs)
+        if config.patience and not self.tasks:
+            raise InputError("patience: expected held-out tasks to judge by, got none")
         questions = [q for task in self.tasks.values() for q in open_questions(task.blind())]
         reads = config.model.reads_features
         self._examples = Examples(

@@ -40,6 +40,10 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
     scaling = empty_scaling(config.loss.scaling, examples.feature_width)
     init = lambda: init_state(config, model, tx, scaling)  # noqa: E731
     state = jax.jit(init, out_shardings=replicated(mesh))()
+    console.print(
+        f"{config.model.kind} student, {len(examples.examples)} examples, {examples.left_out} left "
+        f"out (answer off the canvas), {mesh.devices.size} device(s)"
+    )
     console.print(parameter_table(state))
     kept = {"parameters": state.params, "optimizer": state.opt_state, "average": state.ema}
     sizes = {
@@ -61,11 +65,12 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
     table = Table(title="batches", title_justify="left", title_style="bold")
     table.add_column("bucket")
     table.add_column("shapes", no_wrap=True)
-    for name in ("steps/epoch", "s/step", "MiB/device"):
-        table.add_column(name, justify="right")
+    for name in ("steps", "s/step", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    console.print("MiB: that one device needs for a step, as XLA plans it")
     steps = examples.steps_per_epoch(plan.batch_size)
     whole = config.optim.total_steps / steps * epoch_seconds
     console.print(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from bridge.errors import InputError
 from bridge.files import write_text
 from student_jax.config import TrainConfig
+from student_jax.data import SPOILT
 from student_jax.step import Metrics
 
 SHOWN = {
@@ -70,8 +71,7 @@ class TrainLog:
         if not quiet:
             lines = self._path.read_text().splitlines() if self._path.is_file() else []
             # A killed run can leave half a line.
-            whole = [line for line in lines if line.endswith("}")]
-            kept = [line for line in whole if json.loads(line)["step"] <= first_step]
+            kept = [line for line in lines if _step_of(line) <= first_step]
             write_text(self._path, "".join(f"{line}\n" for line in kept))
             self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm(
@@ -86,6 +86,7 @@ class TrainLog:
         self._losses: deque[float] = deque(maxlen=RECENT)
         self._rates: deque[float] = deque(maxlen=RECENT)
         self._spiked_at = -RECENT
+        self._shapes: set[float] = set()  # of batches, told apart by their FLOPs
         self._window = _Window()
 
     def say(self, text: str) -> None:
@@ -106,6 +107,9 @@ class TrainLog:
             waited: seconds that it waited for its batch.
         """
         self.settle()
+        if flops not in self._shapes:  # it was compiled just now
+            self._shapes.add(flops)
+            self.restart_clock()
         self._pending = (step, metrics)
         self._window.add(examples, flops, waited)
 
@@ -124,11 +128,11 @@ class TrainLog:
         broken = [name for name, value in metrics.items() if not np.isfinite(value)]
         if broken:
             good = self._last_good()
+            examples = self._name_batch(step - 1)
+            cure = "extract those again" if SPOILT in examples else "lower --optim.peak_lr"
             raise InputError(
-                f"step {step}: {', '.join(broken)} not finite; its examples: "
-                f"{self._name_batch(step - 1)}; last good checkpoint: "
-                f"{'none yet' if good is None else f'step {good}'}; lower --optim.peak_lr and "
-                "give another --out"
+                f"step {step}: {', '.join(broken)} not finite; its examples: {examples}; last good "
+                f"checkpoint: {'none yet' if good is None else f'step {good}'}; {cure}"
             )
         self.metrics = metrics
         self._warn_of_spike(step, metrics["loss"])
@@ -149,10 +153,16 @@ class TrainLog:
             self._board.add_scalar(f"dev/{name}", value, step)
         for name, image in pictures.items():
             self._board.add_image(f"dev/{name}", image, step, dataformats="HWC")
-        self._window = _Window()  # answering them is no part of a step's time
 
-    def close(self) -> None:
-        """Flushes the files."""
+    def restart_clock(self) -> None:
+        """Forgets the time since the last line: it was not spent on steps alone."""
+        self._window = _Window()
+
+    def __enter__(self) -> TrainLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Flushes the files; what is printed next starts on a line of its own."""
         self._bar.close()
         if self._board is not None:
             self._board.close()
@@ -190,6 +200,14 @@ class TrainLog:
                 f"{self._log_steps} steps, {speed['waiting']:.0%} of it waiting for data"
             )
         self._rates.append(rate)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinity where a killed run left less than a line."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 class _Window:

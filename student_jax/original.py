@@ -10,6 +10,8 @@ In the shape descriptions: `B` batch, `S` teacher tokens, `F` teacher feature wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,16 @@ import jax.numpy as jnp
 from bridge.arc import MAX_SIDE, NUM_COLORS
 from student_jax.batch import Array, Batch, StudentOutput, check_features
 from student_jax.config import ModelConfig
-from student_jax.trunk import DType
+from student_jax.trunk import DType, keep_bias
 
 normal = nn.initializers.normal(0.02)
 EPSILON = 1e-5  # torch.nn.LayerNorm's default
 
 
-def dense(width: int, name: str, dtype: DType = jnp.float32) -> nn.Dense:
+def dense(width: int, name: str, dtype: DType = jnp.float32) -> Callable[[Array], jax.Array]:
     """Returns a linear layer with the original's weights: N(0, 0.02), bias 0."""
-    return nn.Dense(width, dtype=dtype, kernel_init=normal, name=name)
+    layer = nn.Dense(width, dtype=dtype, kernel_init=normal, promote_dtype=keep_bias, name=name)
+    return lambda x: layer(x).astype(dtype)
 
 
 def norm(name: str, dtype: DType) -> nn.LayerNorm:
@@ -64,11 +67,12 @@ class OriginalBlock(nn.Module):
         in_proj = nn.Dense(
             3 * width,
             dtype=self.dtype,
+            promote_dtype=keep_bias,
             kernel_init=lambda own, *rest: xavier(own if first_key is None else first_key, *rest),
             name="in_proj",
         )
         shape = (*x.shape[:2], self.heads, width // self.heads)
-        parts = jnp.split(in_proj(norm("norm1", self.dtype)(x)), 3, axis=-1)
+        parts = jnp.split(in_proj(norm("norm1", self.dtype)(x)).astype(self.dtype), 3, axis=-1)
         query, key, value = (part.reshape(shape) for part in parts)
         attended = self._attend(query, key, value, jnp.asarray(mask), train=train)
         x = x + drop(dense(width, "out_proj", self.dtype)(attended.reshape(x.shape)))
@@ -111,7 +115,7 @@ class OriginalStudent(nn.Module):
         x = norm("projection_norm", dtype)(dense(config.width, "projection", dtype)(features))
         x = nn.gelu(x, approximate=False)
         positions = self.param("positions", normal, (config.max_tokens, config.width))
-        x = x + positions[None, : x.shape[1]].astype(dtype)  # by place, padding included
+        x = (x + positions[None, : x.shape[1]]).astype(dtype)  # by place, padding included
         first_key = self.make_rng("params") if self.is_initializing() else None
         block_type = nn.remat(OriginalBlock, static_argnums=(4,)) if config.remat else OriginalBlock
         sizes = (config.heads, config.mlp_width, config.dropout, dtype)
@@ -130,6 +134,7 @@ class OriginalStudent(nn.Module):
         projector = nn.Dense(
             self.feature_width,
             dtype=dtype,
+            promote_dtype=keep_bias,
             kernel_init=uniform,
             bias_init=uniform,
             name="projector",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from bridge.errors import InputError
@@ -65,8 +66,9 @@ def first_says(values: dict[str, float]) -> dict[str, float]:
     """Returns the first process' numbers in all of them."""
     if jax.process_count() == 1:
         return values
-    said = multihost_utils.broadcast_one_to_all(list(values.values()))
-    return {name: float(value) for name, value in zip(values, said, strict=True)}
+    sent = np.array(list(values.values()), np.float64).view(np.uint8)  # JAX would round to f32
+    said = np.asarray(multihost_utils.broadcast_one_to_all(sent)).view(np.float64)
+    return dict(zip(values, said.tolist(), strict=True))
 
 
 def wait_for_all(what: str) -> None:

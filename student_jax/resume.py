@@ -27,35 +27,54 @@ from student_jax.solver import Solver
 from student_jax.state import TrainState
 
 # A moved store is known by its provenance, see `check_same_data`.
-MAY_DIFFER = (
-    *("out", "log_steps", "checkpoint_steps", "data.store", "data.cache"),
-    *("may_differ", "dry_run"),
-)
+MAY_DIFFER = ("out", "log_steps", "data.store", "data.cache", "may_differ", "dry_run")
+# They shape what a checkpoint holds, so nothing else can be restored into.
+NEVER_DIFFER = ("model", "loss.scaling", "loss.form", "optim.ema_decay")
+BUT_FOR = ("model.dropout", "model.compute", "model.remat")
+# Their code comes after training, or beside it.
+NO_PART = ("report", "evaluate", "solve", "export", "import_weights", "torch_export", "__main__")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def check_same_config(config: TrainConfig) -> None:
+def check_may_differ(config: TrainConfig) -> None:
+    """Refuses keys that no config has.
+
+    Raises:
+        InputError: naming the first.
+    """
+    known = flatten(configs.to_dict(config))
+    for key in config.may_differ:
+        if not any(is_under(name, (key,)) for name in known):
+            raise InputError(f"may_differ: expected keys of the config, got {key}")
+
+
+def check_same_config(there: dict[str, Any], config: TrainConfig) -> None:
     """Refuses to go on with a run under another config, but for `may_differ`.
+
+    Args:
+        there: the config of the run's newest whole step.
+        config: the one to go on with.
 
     Raises:
         InputError: naming the first key that differs.
     """
-    now = flatten(configs.to_dict(config))
-    for key in config.may_differ:
-        if not any(name == key or name.startswith(f"{key}.") for name in now):
-            raise InputError(f"may_differ: expected keys of the config, got {key}")
-    path = config.out / "config.yaml"
-    if not path.is_file() or not (config.out / "checkpoints").is_dir():
-        return
-    there = flatten(configs.to_dict(configs.load(TrainConfig, path)))
-    for key in sorted(now.keys() | there.keys()):
-        allowed = (*MAY_DIFFER, *config.may_differ)
-        if any(key == name or key.startswith(f"{name}.") for name in allowed):
+    before, now = flatten(there), flatten(configs.to_dict(config))
+    for key in sorted(now.keys() | before.keys()):
+        if before.get(key) == now.get(key) or is_under(key, MAY_DIFFER):
             continue
-        if there.get(key) != now.get(key):
+        fixed = is_under(key, NEVER_DIFFER) and not is_under(key, BUT_FOR)
+        if fixed or not is_under(key, config.may_differ):
+            other = f"--may_differ {key} to go on all the same"
+            other = "with --init to start from its weights where they fit" if fixed else other
             raise InputError(
-                f"{config.out} holds a run with {key} = {there.get(key)}, got {now.get(key)}; give "
-                f"another --out, or --may_differ {key} to go on all the same"
+                f"{config.out} holds a run with {key} = {before.get(key)}, got {now.get(key)}; "
+                f"give another --out, {'or ' * (not fixed)}{other}"
             )
+
+
+def is_under(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of some names, or below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 Notes = dict[str, Any]  # what a checkpoint says of itself beside its config and digests
@@ -68,7 +87,11 @@ def notes_on(examples: Examples, store: FeatureStore | None) -> Notes:
         "teacher": store.provenance if store else None,
         "trained_on": sorted({example.question.task_id for example in examples.examples}),
         "init": None,
-        "code": {"version": version("sage-distill"), "digest": code_digest(_modules())},
+        "code": {
+            "version": version("sage-distill"),
+            "digest": code_digest(_modules()),
+            "libraries": {name: version(name) for name in LIBRARIES},
+        },
         "dev": [],
     }
 
@@ -82,17 +105,18 @@ def restore_own(
     """Returns the newest whole step, its notes and its state; None if there is no step yet.
 
     Raises:
-        InputError: if it was trained on another store or on other tasks, or is no longer whole.
+        InputError: if it had another config, store or tasks, or no step is whole.
     """
     newest = checkpoints.restore_newest(sharding)
     if newest is None:
         return None
     step, there, state = newest
+    check_same_config(there["config"], config)
     check_same_data(there, notes, config)
     if there.get("code") != notes["code"] and is_first():
         before = there.get("code") or {"version": "older", "digest": "unknown"}
         sys.stderr.write(
-            f"warning: the checkpoint was made by other code ({before['version']}, "
+            f"warning: the checkpoint was made by other code or libraries ({before['version']}, "
             f"{before['digest']}): the result may not be that of an unbroken run\n"
         )
     for damaged in [other for other in checkpoints.steps() if other > step]:
@@ -161,4 +185,4 @@ def _modules() -> list[str]:
         for package in (bridge, student_jax)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ]
-    return [name for name in found if not name.endswith("__main__")]
+    return [name for name in found if name.rpartition(".")[2] not in NO_PART]

@@ -84,7 +84,7 @@ def load_solver(out: Path, which: Which = "latest") -> Solver:
     sharding = alone if jax.process_count() == 1 else replicated(make_mesh())
     with Checkpoints(out) as checkpoints:
         if which == "best":
-            about, state = checkpoints.restore(checkpoints.best_step(), sharding)
+            _, about, state = checkpoints.restore_best(sharding)
         elif newest := checkpoints.restore_newest(sharding):
             _, about, state = newest
         else:

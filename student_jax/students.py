@@ -17,7 +17,7 @@ from bridge.canvas import NUM_CLASSES
 from student_jax.batch import Array, Batch, StudentOutput, check_features
 from student_jax.config import ModelConfig
 from student_jax.original import OriginalStudent
-from student_jax.trunk import Projector, Trunk, rotary_angles
+from student_jax.trunk import Projector, Trunk, keep_bias, rotary_angles
 
 
 @jax.tree_util.register_dataclass
@@ -45,12 +45,13 @@ class FeatureStudent(nn.Module):
         check_features(batch.teacher, batch.teacher_mask, self.feature_width, config.max_tokens)
         num_tokens = batch.teacher.shape[1]
         dtype = jnp.dtype(config.compute)
-        x = nn.Dense(config.width, dtype=dtype, name="stem")(batch.teacher)
-        x = nn.gelu(nn.LayerNorm(dtype=dtype, name="stem_norm")(x), approximate=False)
+        stem = nn.Dense(config.width, dtype=dtype, promote_dtype=keep_bias, name="stem")
+        x = nn.LayerNorm(dtype=dtype, name="stem_norm")(stem(batch.teacher))
+        x = nn.gelu(x, approximate=False)
         positions = self.param(
             "positions", nn.initializers.normal(0.02), (config.max_tokens, config.width)
         )
-        x = x + positions[None, :num_tokens].astype(dtype)  # [B, S, D]
+        x = x + positions[None, :num_tokens]  # [B, S, D]
         trunk = Trunk(
             config.depth,
             config.heads,

@@ -6,6 +6,7 @@ python -m student_jax.train --config configs/quickstart_grid.yaml
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import jax
 from tqdm import tqdm
@@ -43,7 +44,7 @@ def main(config: TrainConfig) -> None:
 
 def train(config: TrainConfig) -> dict[str, float]:
     """Trains to `optim.total_steps` and returns the last step's metrics."""
-    resume.check_same_config(config)
+    resume.check_may_differ(config)
     mesh = make_mesh()
     check_divides(config, mesh.devices.size)
     store = FeatureStore(config.data.store, config.data.cache) if config.data.store else None
@@ -55,14 +56,13 @@ def train(config: TrainConfig) -> dict[str, float]:
         dry_run(config, examples, plan, mesh)
         return {}
 
-    development = Development(config, held_out, store, width)
     notes = resume.notes_on(examples, store)
     model = make_student(config.model, width)
     tx = make_optimizer(config.optim, config.loss.form)
     step_fn, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
-    if processes.is_first():
-        configs.save(config, config.out / "config.yaml")
-    with Checkpoints(config.out, create=True) as checkpoints, Stop() as stop:
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(config.out, create=True))
+        stop = stack.enter_context(Stop())
         first_step = 0
         if own := resume.restore_own(checkpoints, replicated(mesh), notes, config):
             first_step, notes, state = own
@@ -72,13 +72,20 @@ def train(config: TrainConfig) -> dict[str, float]:
             state = jax.jit(init, out_shardings=replicated(mesh))()
             if config.init:
                 notes, state = resume.warm_start(notes, state, load_solver(config.init))
-        log = TrainLog(
-            config,
-            first_step,
-            peak_flops=matmul_ceiling(config.model.compute) * jax.process_count(),
-            name_batch=lambda step: examples.name_batch(plan, step),
-            last_good=checkpoints.latest_step,
-            quiet=not processes.is_first(),
+        if processes.is_first():
+            configs.save(config, config.out / "config.yaml")
+        # Also of tasks that only a run before this one was trained on, nothing is held out.
+        unseen = {i: held_out[i] for i in held_out.keys() - set(notes["trained_on"])}
+        development = Development(config, unseen, store, width)
+        log = stack.enter_context(
+            TrainLog(
+                config,
+                first_step,
+                peak_flops=matmul_ceiling(config.model.compute) * jax.process_count(),
+                name_batch=lambda step: examples.name_batch(plan, step),
+                last_good=checkpoints.latest_step,
+                quiet=not processes.is_first(),
+            )
         )
         log.say(describe(config, examples, state, first_step))
         batches = examples.train_batches(plan, first_step, place)
@@ -93,6 +100,7 @@ def train(config: TrainConfig) -> dict[str, float]:
                     notes["dev"].append({"step": step, **processes.first_says(scores)})
                     log.dev(step, scores, pictures, development.describe(scores))
                 checkpoints.save(step, state, config, notes)
+                log.restart_clock()
             if stopping or step >= total or is_stale(notes["dev"], config.patience):
                 break
             asked = time.perf_counter()
@@ -104,14 +112,25 @@ def train(config: TrainConfig) -> dict[str, float]:
             step += 1
             log.see(step, metrics, examples=size, flops=flops, waited=waited)
         batches.close()
-        if step < total and not stopping:
-            best = best_of(notes["dev"])
-            log.say(f"stopped early: no checkpoint since step {best} is better; --which best")
-        log.close()
         checkpoints.wait()
+        log.say(how_it_ended(config, step, notes["dev"], stopping=stopping))
         if stopping:
             raise KeyboardInterrupt
     return log.metrics
+
+
+def how_it_ended(
+    config: TrainConfig, step: int, dev: list[dict[str, float]], *, stopping: bool
+) -> str:
+    """Returns the last line."""
+    if stopping:
+        return f"stopped at step {step}, saved in {config.out}"
+    if step >= config.optim.total_steps:
+        return f"done: {config.out}; next: python -m student_jax.solve --checkpoint {config.out}"
+    return (
+        f"stopped early at step {step}: none since step {best_of(dev)} is better; next: "
+        f"python -m student_jax.solve --checkpoint {config.out} --which best"
+    )
 
 
 def check_divides(config: TrainConfig, devices: int) -> None:

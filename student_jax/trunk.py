@@ -6,6 +6,7 @@ In the shape descriptions: `B` batch, `T` tokens, `D` width, `H` heads, `K` = D 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,16 @@ from student_jax.terms import orthogonal
 
 DType = Any  # jnp.float32 or jnp.bfloat16, of activations; weights are f32
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
+
+
+def keep_bias(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """Casts a layer's input and kernel, and leaves its bias in f32.
+
+    Added in f32, a bias gets its gradient in f32: summed over tokens in bf16, ones stop at 256.
+    """
+    del inexact
+    values, bias = args[:2], args[2:]
+    return [*(jnp.asarray(value, dtype) for value in values), *bias]
 
 
 def rotary_angles(side: int, prefix: int, head_width: int) -> jax.Array:
@@ -69,7 +80,7 @@ def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
             for i in range(3)
             for j in range(3)
         ),
-        start=jnp.zeros_like(x),
+        start=jnp.zeros(x.shape, jnp.result_type(x, kernel)),
     )
 
 
@@ -86,8 +97,7 @@ class Projector(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         kernel = orthogonal(kernel) if self.kind == "orthogonal" else kernel
-        bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
-        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+        return x @ kernel.astype(x.dtype) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Block(nn.Module):
@@ -130,18 +140,20 @@ class Block(nn.Module):
     ) -> jax.Array:
         head_width = x.shape[-1] // self.heads
         query, key, value = (
-            nn.DenseGeneral((self.heads, head_width), dtype=self.dtype, name=name)(x)
-            for name in ("query", "key", "value")
+            self._dense((self.heads, head_width), name)(x) for name in ("query", "key", "value")
         )
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
         attended = jax.nn.dot_product_attention(
             query, key, value, mask=None if mask is None else mask[:, None, None, :]
         )
-        return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=self.dtype, name="out")(attended)
+        return self._dense(x.shape[-1], "out", axis=(-2, -1))(attended)
 
-    def _dense(self, width: int, name: str) -> nn.Dense:
-        return nn.Dense(width, dtype=self.dtype, name=name)
+    def _dense(
+        self, shape: int | tuple[int, ...], name: str, axis: int | tuple[int, ...] = -1
+    ) -> Callable[[jax.Array], jax.Array]:
+        layer = nn.DenseGeneral(shape, axis, dtype=self.dtype, promote_dtype=keep_bias, name=name)
+        return lambda x: layer(x).astype(self.dtype)
 
     def _mlp(self, x: jax.Array, side: int | None) -> jax.Array:
         if side is None:
@@ -152,7 +164,7 @@ class Block(nn.Module):
         prefix = x.shape[1] - side**2
         kernel = self.param("conv", _identity_3x3, (3, 3, self.mlp_width))
         cells = hidden[:, prefix:].reshape(len(x), side, side, -1)
-        mixed = depthwise_3x3(cells, kernel.astype(x.dtype)).reshape(len(x), side**2, -1)
+        mixed = depthwise_3x3(cells, kernel).astype(self.dtype).reshape(len(x), side**2, -1)
         hidden = jnp.concatenate([hidden[:, :prefix], mixed], 1)
         return self._dense(x.shape[-1], "down")(hidden)
 
@@ -186,7 +198,6 @@ class Trunk(nn.Module):
         train: bool,
     ) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; arguments as for `Block`."""
-        x = x.astype(self.dtype)
         block_type = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
         blocks = [
             block_type(self.heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}")
@@ -194,7 +205,7 @@ class Trunk(nn.Module):
         ]
         rounds = self.param("rounds", nn.initializers.zeros, (self.loops, x.shape[-1]))
         for loop in range(self.loops):
-            x = x + rounds[loop].reshape(1, 1, -1).astype(x.dtype)
+            x = (x + rounds[loop].reshape(1, 1, -1)).astype(self.dtype)
             for block in blocks:
                 x = block(x, mask, angles, side, train)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)

@@ -83,7 +83,9 @@ def test_flipped_bits_that_orbax_restores_silently_are_noticed(run):
     files = data_files(run, 4)
     sizes = np.array([path.stat().st_size for path in files])
     silent = 0
-    for _ in range(20):
+    for _ in range(100):
+        if silent >= 2:
+            break
         path = files[rng.choice(len(files), p=sizes / sizes.sum())]
         data = path.read_bytes()
         flipped = bytearray(data)
@@ -110,7 +112,7 @@ def test_damaged_latest_step_falls_back_to_the_one_before(run, fault, capsys):
     assert load_solver(run).step == 2
     warning = capsys.readouterr().err
     assert "step 4 is damaged" in warning
-    assert "looking at the step before" in warning
+    assert "looking at another step" in warning
 
 
 def test_run_goes_on_from_the_newest_whole_step_to_the_same_end(

@@ -150,7 +150,7 @@ def test_run_never_goes_on_without_its_store(train_config):
 
 
 def test_batch_that_devices_cannot_share_is_refused(train_config):
-    with pytest.raises(InputError, match=r"expected a multiple of 2 devices .* got 3"):
+    with pytest.raises(InputError, match=r"expected a multiple of 4 devices .* got 3"):
         train(train_config(**{"optim.batch_size": 3}))
 
 
