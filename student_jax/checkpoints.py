@@ -218,13 +218,17 @@ class Checkpoints:
         """Says in one line that a checkpoint, this one or one before, could not be written."""
         try:
             yield
+            return
         except Exception as error:  # Orbax and TensorStore raise many kinds
             fault = " ".join(str(error).split())[:200]
-            whole = [s for s in self.steps() if s != step]
-            raise InputError(
-                f"checkpoint {self.out}: could not be written: {fault}; the latest complete one "
-                f"is step {max(whole, default='none')}: free space, then start again"
-            ) from None
+        # Orbax' other writes fail, too, one traceback each, until the process is gone.
+        logging.getLogger("asyncio").disabled = True
+        sys.unraisablehook = lambda _: None
+        whole = [s for s in self.steps() if s != step]
+        raise InputError(
+            f"checkpoint {self.out}: could not be written: {fault}; the latest complete one "
+            f"is step {max(whole, default='none')}: free space, then start again"
+        )
 
     def _restore(self, step: int, arguments: Any) -> Any:
         try:

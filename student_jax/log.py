@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,7 +75,7 @@ class TrainLog:
             # A killed run can leave half a line.
             kept = [line for line in lines if _step_of(line) <= first_step]
             write_text(self._path, "".join(f"{line}\n" for line in kept))
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1)
+            self._board = Board(str(out / "tensorboard"), first_step + 1)
         self._bar = tqdm(
             total=config.optim.total_steps,
             initial=first_step,
@@ -174,8 +176,16 @@ class TrainLog:
         self._bar.set_postfix_str(", ".join(shown), refresh=False)
         if self._board is None:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics, "speed": speed}) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics, "speed": speed}) + "\n")
+            if self._board.fault is not None:
+                raise self._board.fault
+        except OSError as error:
+            raise InputError(
+                f"{self._path} or tensorboard/: cannot be written: {error.strerror}; the latest "
+                f"complete checkpoint is step {self._last_good()}: free space, then start again"
+            ) from None
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         for name, value in speed.items():
@@ -200,6 +210,41 @@ class TrainLog:
                 f"{self._log_steps} steps, {speed['waiting']:.0%} of it waiting for data"
             )
         self._rates.append(rate)
+
+
+class Board(SummaryWriter):
+    """TensorBoard's file; a full disk must neither hide what is wrong nor keep the process going.
+
+    It kills tensorboardX' writing thread, which prints a traceback, and leaves a queue that nobody
+    empties, for which the process would wait at its end. What the log says itself is enough.
+    """
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        """Opens a file in the folder that goes on from `purge_step`."""
+        # A bounded queue that nobody empties would block the run.
+        super().__init__(folder, purge_step=purge_step, max_queue=0)
+        writer: Any = self._get_file_writer()
+        self._inner = writer.event_writer
+        self.fault: BaseException | None = None  # what ended the writing
+        before = threading.excepthook
+
+        def note(hook: threading.ExceptHookArgs) -> None:
+            if hook.thread is self._worker:
+                self.fault = hook.exc_value
+            else:
+                before(hook)
+
+        threading.excepthook = note
+        self._worker, self._queue = self._inner._worker, self._inner._event_queue
+
+    def close(self) -> None:
+        """Closes the file, or gives it up."""
+        try:
+            super().close()
+        except OSError:
+            self._inner._closed = True  # or it tries once more at exit
+        finally:
+            self._queue.cancel_join_thread()  # what could be written is written by now
 
 
 def _step_of(line: str) -> float:
