@@ -32,6 +32,8 @@ class SolveConfig:
     """a training run's folder"""
     which: Literal["latest", "best"] = "latest"
     """its latest checkpoint, or the one that answered the most held-out questions"""
+    views: int = 1
+    """of each question, turned, mirrored and recolored, to vote on; all in few calls"""
     store: str | None = None
     """feature student: the teacher's features; by default those it was trained on"""
     source: str | None = None
@@ -46,6 +48,8 @@ class SolveConfig:
         """Checks that no option would go unheeded."""
         if self.task is not None and self.out is not None:
             raise ValueError("out: one TASK is printed; leave TASK out to write predictions")
+        if self.views < 1:
+            raise ValueError(f"views: expected at least 1, got {self.views}")
 
 
 def main(config: SolveConfig) -> None:
@@ -73,7 +77,7 @@ def main(config: SolveConfig) -> None:
 
     blind = [task.blind() for task in tasks.values()]
     questions = [question for task in blind for question in open_questions(task)]
-    answers = solver.solve(questions, config.store)
+    answers = solver.solve(questions, config.store, config.views)
     attempts = {
         task.task_id: tuple(answers[q.example_id] for q in open_questions(task)) for task in blind
     }
@@ -91,6 +95,7 @@ def main(config: SolveConfig) -> None:
         "checkpoint": str(config.checkpoint),
         "step": solver.step,
         "which": config.which,
+        "views": config.views,
         "source": config.source or task_set.source,
         "trained_on": sorted(set(tasks) & solver.trained_on),
     }
