@@ -14,6 +14,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -246,10 +247,10 @@ def best_of(dev: list[dict[str, Any]]) -> int | None:
 
 def digests_of(state: Any) -> dict[str, str]:
     """Returns the sha256 of every leaf by its path: dtype, shape and bytes. Waits for the state."""
-    return {
-        jax.tree_util.keystr(path): _digest(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    with ThreadPoolExecutor() as pool:  # training stands still meanwhile
+        digests = pool.map(lambda item: _digest(item[1]), leaves)
+        return {jax.tree_util.keystr(path): d for (path, _), d in zip(leaves, digests, strict=True)}
 
 
 def _check(about: dict[str, Any]) -> str:

@@ -67,8 +67,10 @@ def make_optimizer(config: OptimConfig, form: str = "corrected") -> optax.Gradie
 
 
 def decays_matrices(params: Any) -> Any:
-    """True for matrices."""
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+    """True for matrices; an attention's biases have two axes, heads and width, and are none."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.ndim > 1 and path[-1].key != "bias", params
+    )
 
 
 def decays_all(params: Any) -> Any:

@@ -74,7 +74,7 @@ def accumulate(
     """Returns the sum of `grad_fn` over `count` micro-batches, one in memory at a time."""
     if count == 1:
         return grad_fn(params, batch, key)
-    shares = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    shares = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
     keys = jax.random.split(key, count)
 
     def add(total: Any, share: Any) -> tuple[Any, None]:
@@ -135,7 +135,7 @@ def make_placer(config: TrainConfig, mesh: Mesh) -> Callable[[Batch], Batch]:
     def place(batch: Batch) -> Batch:
         if config.map == "pmap":  # wants a leading device axis
             count = len(mesh.local_devices)
-            batch = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+            batch = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
         )

@@ -11,12 +11,13 @@ import pytest
 
 from bridge import config as configs
 from bridge.store import FeatureStore
+from bridge.tree import flatten
 from student_jax import step as step_module
-from student_jax.batch import scale_teacher
+from student_jax.batch import Batch, feature_batch, scale_teacher
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Plan
 from student_jax.flops import example_flops, matmul_ceiling
-from student_jax.state import init_state, make_optimizer
+from student_jax.state import decays_matrices, init_state, make_optimizer
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
 from student_jax.train import make_scaling
@@ -223,8 +224,6 @@ def test_model_flops_are_what_xla_counts(kind):
 
 
 def flops_batch(model):
-    from student_jax.batch import Batch, feature_batch
-
     if model.reads_features:
         side = model.answer_side
         return feature_batch(
@@ -246,3 +245,23 @@ def test_ceiling_is_measured_once_and_plausible():
     ceiling = matmul_ceiling("float32")
     assert 1e9 < ceiling < 1e16
     assert matmul_ceiling("float32") == ceiling
+
+
+@pytest.mark.parametrize("changes", [{"optim__accumulate": 2}, {"map": "pmap"}])
+def test_batches_with_empty_arrays_are_shared_too(start, changes):
+    """A student that reads features has no demonstrations: arrays of size 0."""
+    config = changed(start[0], model__kind="feature", model__max_tokens=256, **changes)
+    batch = feature_batch(start[2][0].teacher, start[2][0].teacher_mask, start[2][0].answer)
+    mesh, model = make_mesh(2), make_student(config.model, 64)
+    tx = make_optimizer(config.optim)
+    state = jax.eval_shape(lambda: init_state(config, model, tx, start[1].scaling))
+    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    after, metrics = jax.eval_shape(step, state, place(batch))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert metrics["loss"].shape == ()
+
+
+def test_decay_acts_on_no_bias_and_no_norm(start):
+    decayed = flatten(decays_matrices(start[1].params))
+    assert not any(yes for name, yes in decayed.items() if name.endswith(("bias", "scale")))
+    assert all(yes for name, yes in decayed.items() if name.endswith("kernel"))

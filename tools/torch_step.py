@@ -1,0 +1,173 @@
+"""The training step in eager PyTorch, on the students' mirrors: what JAX's step is held against.
+
+In the shape descriptions: `B` batch, `N` canvas side, `T` teacher tokens, `F` teacher feature
+width, `D` width, `V` cell classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch.nn import functional
+
+from bridge import weights
+from bridge.errors import InputError
+from bridge.from_torch import from_numpy
+from bridge.torch_student import FeatureMirror, GridMirror, Scale, make_mirror
+from bridge.tree import flatten
+from student_jax import state as states
+from student_jax.batch import Batch
+from student_jax.config import LossConfig, TrainConfig
+
+Tensors = dict[str, torch.Tensor]  # a `Batch`
+
+
+def torch_side(
+    settings: TrainConfig, feature_width: int, steps: int, params: Any, batches: list[Batch]
+) -> Callable[[int], float]:
+    """Returns PyTorch's step on the same weights: JAX's loss, clipping, AdamW and rates.
+
+    Args:
+        settings: the training run.
+        feature_width: `F`.
+        steps: how many will be taken.
+        params: the weights to start from, as JAX has them.
+        batches: taken in turn.
+
+    Returns:
+        Takes the step of a number, from 0, and returns its loss.
+    """
+    device, optim = torch_device(), settings.optim
+    mirror = make_mirror(asdict(settings.model), feature_width).to(device)
+    given = weights.to_torch(flatten(params), settings.model.kind)
+    own = mirror.state_dict()  # holds the scaling, too, which changes nothing
+    mirror.load_state_dict({**own, **{name: torch.tensor(x) for name, x in given.items()}})
+    forward = make_forward(mirror, Scale(feature_width, "none").to(device))
+    groups = parameter_groups(mirror, settings, params)
+    trained = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = states.make_schedule(optim)  # asked now: the clock must not see JAX in torch's step
+    learning_rates = [np.asarray(schedule(i)).item() for i in range(steps)]
+    placed = [
+        {name: from_numpy(np.array(array)).to(device) for name, array in vars(batch).items()}
+        for batch in batches
+    ]
+
+    def step(number: int) -> float:
+        batch, loss = placed[number % len(placed)], torch.zeros((), device=device)
+        shares = {name: whole.chunk(optim.accumulate) for name, whole in batch.items()}
+        optimizer.zero_grad()
+        for i in range(optim.accumulate):
+            share = {name: parts[i] for name, parts in shares.items()}
+            with torch.autocast(device, torch.bfloat16, settings.model.compute == "bfloat16"):
+                part = torch_loss(*forward(share), share, batch["teacher_mask"], settings.loss)
+            part.backward()
+            loss += part.detach()
+        torch.nn.utils.clip_grad_norm_(trained, optim.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rates[number]
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return loss.item()
+
+    return step
+
+
+def torch_device() -> str:
+    """Returns the kind of device that JAX runs on, as PyTorch calls it."""
+    if jax.default_backend() == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("torch: expected a GPU beside JAX's, got none; add --against_torch False")
+    return "cuda"
+
+
+def parameter_groups(mirror: torch.nn.Module, settings: TrainConfig, params: Any) -> list[Any]:
+    """Returns the trained parameters: those that decay, as JAX's own mask has it, and the rest."""
+    original, kind = settings.loss.form == "original", settings.model.kind
+    decays = (states.decays_all if original else states.decays_matrices)(params)
+    decayed = {weights.torch_name(name, kind): value for name, value in flatten(decays).items()}
+    named = dict(mirror.named_parameters())
+    for name in [n for n in named if original and n.startswith(states.PROJECTOR)]:
+        named.pop(name).requires_grad_(False)  # the original's optimizer never saw it
+    return [
+        {
+            "params": [parameter for name, parameter in named.items() if decayed[name] == which],
+            "weight_decay": settings.optim.weight_decay * which,
+        }
+        for which in (True, False)
+    ]
+
+
+Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def make_forward(mirror: torch.nn.Module, scale: Scale) -> Callable[[Tensors], Triple]:
+    """Returns what maps a batch to logits [B, N, N, V], and features and targets [B, T, F].
+
+    Hooks see what a mirror keeps to itself, since its answers do not need it.
+    """
+    seen: Tensors = {}
+    for part in {"scaling", "encoder", "core"} & {name for name, _ in mirror.named_children()}:
+        mirror.get_submodule(part).register_forward_hook(
+            lambda _module, _given, said, part=part: seen.update({part: said})
+        )
+
+    def forward(batch: Tensors) -> Triple:
+        teacher, mask = batch["teacher"].float(), batch["teacher_mask"]
+        if isinstance(mirror, FeatureMirror):
+            return *mirror(teacher, mask), seen.pop("scaling")
+        target = scale(teacher, mask)
+        if not isinstance(mirror, GridMirror):
+            return *mirror(target, mask), target
+        logits = mirror(batch["demonstrations"], batch["demonstration_mask"], batch["query"])
+        side = logits.shape[1]
+        pairs, query = (to_patches(seen.pop(part), side) for part in ("encoder", "core"))
+        frames = torch.stack([mirror.input_projector(pairs), mirror.output_projector(pairs)], 1)
+        frames = frames.reshape(len(query), -1, frames.shape[-1])
+        return logits, torch.cat([frames, mirror.query_projector(query)], 1), target
+
+    return forward
+
+
+def to_patches(x: torch.Tensor, side: int) -> torch.Tensor:
+    """Averages 2 x 2 of the last N * N tokens: [B, *, D] to [B, N/2 * N/2, D]."""
+    cells = x[:, -(side**2) :].reshape(len(x), side // 2, 2, side // 2, 2, -1)
+    return cells.mean((2, 4)).flatten(1, 2)
+
+
+def torch_loss(
+    logits: torch.Tensor,
+    said: torch.Tensor,
+    target: torch.Tensor,
+    share: Tensors,
+    whole_mask: torch.Tensor,
+    form: LossConfig,
+) -> torch.Tensor:
+    """Returns a micro-batch's part of its batch's loss, f32[]; see `student_jax/losses.py`.
+
+    Args:
+        logits: [B, N, N, V].
+        said: projected features, [B, T, F].
+        target: scaled teacher features, f32[B, T, F].
+        share: the micro-batch.
+        whole_mask: bool[*, T], the teacher's mask of the whole batch.
+        form: the terms' weights and means.
+    """
+    classes, mask, said = share["answer"].long(), share["teacher_mask"], said.float()
+    cells = functional.cross_entropy(logits.float().permute(0, 3, 1, 2), classes, reduction="sum")
+    task = cells / (len(whole_mask) * classes[0].numel())
+    squares = (said - target).square()
+    squares = squares.sum(-1) if form.form == "original" else squares.mean(-1)
+    cosine = 1 - functional.cosine_similarity(said, target, dim=-1)
+    tokens = mask * (form.mse * squares + form.cosine * cosine)
+    if form.form == "original":
+        return form.task * task + form.feature * tokens.sum() / whole_mask.sum()
+    examples = tokens.sum(1) / mask.sum(1).clamp(min=1)
+    return form.task * task + form.feature * examples.sum() / whole_mask.any(1).sum().clamp(min=1)
