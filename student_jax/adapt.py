@@ -2,9 +2,9 @@
 
     python -m student_jax.adapt --checkpoint runs/quickstart/grid --steps 100
 
-Nothing but demonstrations is learnt from: every one is left out in turn, asked with the others as
-context, and augmented (VARC, arXiv 2511.14761, section 4). Each task starts from the same weights and
-learns alone; many learn at once in one compiled program, one for each canvas side.
+Nothing but demonstrations is learnt from: each is left out in turn, asked with the others as
+context, and augmented (VARC, arXiv 2511.14761, section 4). Each task starts from the same weights
+and learns alone; many learn at once in one compiled program, one for each canvas side.
 
 In the shape descriptions: `W` tasks at once, `M` examples a task and step, `P` demonstrations, `N`
 canvas side, `K` task tokens a demonstration, `D` width.
@@ -135,7 +135,8 @@ def show(lesson: Lesson, pairs: int, chosen: Sequence[tuple[int, Transform]], si
         canvases, mask = demonstration_canvases(question, lesson.side, pairs)
         answer = to_canvas(transform.grid(lesson.answers[i]), lesson.side)
         rows.append((canvases, mask, to_canvas(question.query, lesson.side), answer))
-    return Shown(*(np.stack(x) for x in zip(*rows, strict=True)), np.arange(size) < len(chosen))
+    demonstrations, mask, query, answer = (np.stack(x) for x in zip(*rows, strict=True))
+    return Shown(demonstrations, mask, query, answer, np.arange(size) < len(chosen))
 
 
 class Adapter:
@@ -169,12 +170,12 @@ class Adapter:
         groups: dict[tuple[int, int], list[Lesson]] = defaultdict(list)
         for lesson in (make_lesson(task, self.config.tier) for task in tasks):
             count = min(len(lesson.task.demonstrations), self.solver.config.data.max_demonstrations)
-            groups[lesson.side, next(p for p in PAIRS if p >= count)].append(lesson)
+            pairs = next((p for p in PAIRS if p >= count), count)
+            groups[lesson.side, pairs].append(lesson)
         for (_, pairs), lessons in sorted(groups.items()):
             for start in range(0, len(lessons), self.config.tasks_at_once):
-                yield from self._group(
-                    lessons[start : start + self.config.tasks_at_once], pairs, views
-                )
+                chunk = lessons[start : start + self.config.tasks_at_once]
+                yield from self._group(chunk, pairs, views)
 
     def _group(
         self, lessons: Sequence[Lesson], pairs: int, views: int
@@ -255,7 +256,8 @@ class Adapter:
         drawn = answer != BACKGROUND
         cells = (right & drawn).sum((1, 2)) / drawn.sum((1, 2))
         exact = (right | ~drawn).all((1, 2))
-        return tuple((x * shown.counts).sum() / shown.counts.sum() for x in (cells, exact))
+        cells, exact = ((x * shown.counts).sum() / shown.counts.sum() for x in (cells, exact))
+        return cells, exact
 
     def _logits(self, learnt: Any, params: Any, shown: Shown) -> jax.Array:
         """Answers one task's questions with what was learnt, f32[M, N, N, V]."""
@@ -285,12 +287,11 @@ class Adapter:
             )
             answers = answer_all(solver.predict, learnt, solver.scaling, examples, views)
             return [answers[question.example_id] for question in questions]
-        opened = replace(
-            lesson, questions=tuple(questions), answers=lesson.answers[:1] * len(questions)
-        )
-        shown = show(
-            opened, pairs, [(i, Transform()) for i in range(len(questions))], len(questions)
-        )
+        # Drawn as if the first demonstration's output were the answer: it is not looked at.
+        unknown = lesson.answers[:1] * len(questions)
+        opened = replace(lesson, questions=tuple(questions), answers=unknown)
+        chosen = [(i, Transform()) for i in range(len(questions))]
+        shown = show(opened, pairs, chosen, len(questions))
         log_probs = jax.nn.log_softmax(self._say(learnt, solver.params, shown))
         return [decode(values) for values in np.asarray(log_probs)]
 
