@@ -1,7 +1,5 @@
 """Test-time training: a student learns each task's own demonstrations, then answers.
 
-    python -m student_jax.adapt --checkpoint runs/quickstart/grid --steps 100
-
 Nothing but demonstrations is learnt from: each is left out in turn, asked with the others as
 context, and augmented (VARC, arXiv 2511.14761, section 4). Each task starts from the same weights
 and learns alone; many learn at once in one compiled program, one for each canvas side.
@@ -51,9 +49,11 @@ class AdaptConfig:
     seconds: float = 60.0
     """at most, for each task on average; what is learnt by then answers"""
     lr: float = 1e-3
+    """Adam's, constant"""
     batch_size: int = 8
     """weights: augmented demonstrations of a task a step"""
     tasks_at_once: int = 8
+    """in one program; more fill the device better, and all of them wait for the slowest"""
     seed: int = 0
 
     def __post_init__(self) -> None:
