@@ -28,6 +28,7 @@ import tyro
 from bridge import config as configs
 from bridge.errors import InputError
 from bridge.store.storage import is_outage
+from student_jax import processes
 from student_jax.config import TrainConfig
 from student_jax.state import state_like
 
@@ -123,12 +124,15 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> None:
         """Moves a step to `{out}/damaged_checkpoints`, so that it can be saved again."""
-        aside = self.out / "damaged_checkpoints"
-        aside.mkdir(exist_ok=True)
-        place = aside / str(step)
-        while place.exists():
-            place = place.with_name(f"{place.name}_")
-        (self.out / "checkpoints" / str(step)).rename(place)
+        processes.wait_for_all(f"found {step} damaged")
+        if processes.is_first():
+            aside = self.out / "damaged_checkpoints"
+            aside.mkdir(exist_ok=True)
+            place = aside / str(step)
+            while place.exists():
+                place = place.with_name(f"{place.name}_")
+            (self.out / "checkpoints" / str(step)).rename(place)
+        processes.wait_for_all(f"set {step} aside")
         self._manager.reload()
 
     def about(self, step: int | None = None) -> dict[str, Any]:

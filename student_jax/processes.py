@@ -19,8 +19,10 @@ def join() -> None:
     `srun` and `mpirun` are recognised, by JAX itself. Elsewhere, as on Kubernetes, set
     JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
+    If the others do not come within 300 s, JAX ends the process itself, with exit code 134.
+
     Raises:
-        InputError: if they are set in part, or the others cannot be reached.
+        InputError: if they are set in part.
     """
     env = os.environ
     launched = max(int(env.get(k, "1")) for k in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
@@ -30,6 +32,8 @@ def join() -> None:
         count, own = (
             int(env[key]) if key in env else None for key in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         )
+        # Its notifier would swallow SIGTERM until training installs a handler of its own.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(num_processes=count, process_id=own)
     except (ValueError, RuntimeError) as error:
         fault = " ".join(str(error).split())[:200]

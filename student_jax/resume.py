@@ -22,7 +22,7 @@ from bridge.tree import flatten, unflatten
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
 from student_jax.data import Examples
-from student_jax.processes import is_first, wait_for_all
+from student_jax.processes import is_first
 from student_jax.solver import Solver
 from student_jax.state import TrainState
 
@@ -95,7 +95,6 @@ def restore_own(
             f"warning: the checkpoint was made by other code ({before['version']}, "
             f"{before['digest']}): the result may not be that of an unbroken run\n"
         )
-    wait_for_all("restored")
     for damaged in [other for other in checkpoints.steps() if other > step]:
         checkpoints.set_aside(damaged)  # to be made again
     kept = {name: there[name] for name in ("trained_on", "init", "dev") if name in there}
@@ -108,8 +107,11 @@ def check_same_data(there: Notes, now: Notes, config: TrainConfig) -> None:
     Raises:
         InputError: naming what differs.
     """
-    if there["teacher"] is not None and now["teacher"] is not None:
-        hint = f"{config.out} was trained on another store; give another --out"
+    hint = f"{config.out} was trained on another store; give another --out"
+    if (there["teacher"] is None) != (now["teacher"] is None):
+        with_or_not = ["none", "one"][there["teacher"] is not None]
+        raise InputError(f"data.store: expected {with_or_not}, as before; {hint}")
+    if there["teacher"] is not None:
         check_provenance(now["teacher"], there["teacher"], str(config.data.store), hint)
     before = (there.get("init") or {}).get("trained_on", [])  # by the run it started from
     different = set(there["trained_on"]) ^ {*now["trained_on"], *before}

@@ -23,6 +23,7 @@ from student_jax.batch import Batch, scale_teacher
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Examples
+from student_jax.step import make_mesh, replicated
 from student_jax.students import make_student
 from student_jax.vote import tally, views_of
 
@@ -85,11 +86,13 @@ def load_solver(out: Path, which: Which = "latest") -> Solver:
     Raises:
         InputError: if there is none.
     """
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # Orbax restores in all processes together or not at all.
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = alone if jax.process_count() == 1 else replicated(make_mesh())
     with Checkpoints(out) as checkpoints:
         if which == "best":
-            about, state = checkpoints.restore(checkpoints.best_step(), one)
-        elif newest := checkpoints.restore_newest(one):
+            about, state = checkpoints.restore(checkpoints.best_step(), sharding)
+        elif newest := checkpoints.restore_newest(sharding):
             _, about, state = newest
         else:
             raise InputError(f"checkpoint: {out} holds no complete checkpoint yet")

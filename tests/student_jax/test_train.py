@@ -142,6 +142,13 @@ def test_grid_student_trains_without_a_teacher(train_config):
     assert load_solver(config.out).teacher is None
 
 
+def test_run_never_goes_on_without_its_store(train_config):
+    config = train_config(**{"optim.total_steps": 2})
+    train(config)
+    with pytest.raises(InputError, match=r"data\.store: expected one, as before"):
+        train(replace(config, data=replace(config.data, store=None)))
+
+
 def test_batch_that_devices_cannot_share_is_refused(train_config):
     with pytest.raises(InputError, match=r"expected a multiple of 2 devices .* got 3"):
         train(train_config(**{"optim.batch_size": 3}))
