@@ -36,7 +36,9 @@ class Attempts:
 
     first: Grid
     second: Grid
-    confidence: float  # probability of the first canvas' least certain cell, in [0, 1]
+    confidence: float  # in [0, 1]: of the first canvas' least certain cell, or the share of votes
+    log_prob: float = 0.0  # mean over the first canvas' cells, nats
+    candidates: tuple[Grid, ...] = ()  # all that was answered in a vote, best first
 
 
 def smallest_side(longest: int) -> int:
@@ -128,8 +130,8 @@ def decode(log_probs: npt.NDArray[np.float32]) -> Attempts:
         second = first.copy()
         second[weakest] = ranked[:rows, :cols, 1][weakest]
     chosen = to_canvas(first, len(log_probs))[..., None].astype(np.intp)
-    confidence = float(np.exp(np.take_along_axis(log_probs, chosen, axis=-1).min()))
-    return Attempts(first, second, confidence)
+    cells = np.take_along_axis(log_probs, chosen, axis=-1)
+    return Attempts(first, second, float(np.exp(cells.min())), float(cells.mean()))
 
 
 def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
@@ -147,7 +149,7 @@ def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
     first = ranked[..., 0].astype(np.uint8)
     second = first.copy()
     second[weakest] = ranked[..., 1][weakest]
-    return Attempts(first, second, float(np.exp(top[..., 0].min())))
+    return Attempts(first, second, float(np.exp(top[..., 0].min())), float(top[..., 0].mean()))
 
 
 def _shape_scores(log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -1,9 +1,10 @@
 """A predictions file: what a solver wrote before anything was scored.
 
     {"about": {...}, "submission": {task_id: [{"attempt_1": grid, "attempt_2": grid}, ...]},
-     "confidence": {task_id: [number, ...]}}
+     "confidence": {task_id: [number, ...]}, "candidates": {task_id: [[grid, ...], ...]}}
 
-`submission` is Kaggle's format: one entry per test input, in order.
+`submission` is Kaggle's format: one entry per test input, in order. `candidates`, of a vote, are
+all grids that any view answered, best first: the oracle score asks if the right one is among them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ def write_predictions(
         for task_id, items in attempts.items()
     }
     confidence = {task_id: [a.confidence for a in items] for task_id, items in attempts.items()}
+    candidates = {
+        task_id: [[grid.tolist() for grid in a.candidates] for a in items]
+        for task_id, items in attempts.items()
+        if any(a.candidates for a in items)
+    }
     value = {"about": about, "submission": submission, "confidence": confidence}
+    if candidates:
+        value["candidates"] = candidates
     write_text(path, json.dumps(value))
 
 
@@ -63,13 +71,19 @@ def read_predictions(path: Path) -> Predictions:
         confidences = value.get("confidence", {}).get(task_id, [0.0] * len(items))
         if len(confidences) != len(items):
             raise InputError(f"{where}: expected {len(items)} confidences, got {len(confidences)}")
+        candidates = value.get("candidates", {}).get(task_id, [[]] * len(items))
+        if len(candidates) != len(items):
+            raise InputError(f"{where}: expected {len(items)} candidates, got {len(candidates)}")
         attempts[task_id] = tuple(
             Attempts(
                 _attempt(item, "attempt_1", f"{where}[{i}]"),
                 _attempt(item, "attempt_2", f"{where}[{i}]"),
-                float(confidence),
+                float(confidences[i]),
+                candidates=tuple(
+                    parse_grid(grid, f"{where}[{i}].candidates") for grid in candidates[i]
+                ),
             )
-            for i, (item, confidence) in enumerate(zip(items, confidences, strict=True))
+            for i, item in enumerate(items)
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Predictions(value.get("about", {}), attempts, digest)

@@ -62,6 +62,7 @@ class Examples:
         model: ModelConfig,
         data: DataConfig,
         store: FeatureStore | None,
+        side: int | None = None,
     ) -> None:
         """Sorts the questions into buckets.
 
@@ -72,11 +73,12 @@ class Examples:
             model: which student.
             data: how many demonstrations, and whether to augment.
             store: the teacher's features, or None for a grid student without a teacher.
+            side: of a grid student's canvases; by default the smallest that each question suggests.
 
         Raises:
             InputError: if the store cannot serve this student.
         """
-        self.model, self.data, self.store = model, data, store
+        self.model, self.data, self.store, self._side = model, data, store, side
         self._planned: tuple[tuple[int, int, int], list[npt.NDArray[np.int64]]] | None = None
         if store is not None and store.provenance.get("view") != "task":
             raise InputError(
@@ -190,7 +192,7 @@ class Examples:
 
     def _bucket(self, question: Question) -> int:
         if self.model.kind == "grid":
-            return side_for(question)
+            return self._side or side_for(question)
         if self.store is None:
             raise InputError("data.store: a feature student needs a feature store")
         tokens = self.store.record(question.example_id).num_tokens

@@ -137,10 +137,13 @@ def make_table(group: str, rows: dict[str, Scores]) -> Table:
     count = next(iter(rows.values())).num_tasks
     table = Table(title=f"{group} ({count})", title_justify="left", title_style="bold")
     table.add_column("answers by")
-    for heading in ("pass@1", "pass@2", "shape", "cells"):
+    headings = ["pass@1", "pass@2", "shape", "cells"]
+    if any(s.oracle > s.pass_2 for s in rows.values()):
+        headings.append("oracle")  # of a vote: what choosing rightly among its grids would give
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, s in rows.items():
-        values = (s.pass_1, s.pass_2, s.shape, s.cell)
+        values = (s.pass_1, s.pass_2, s.shape, s.cell, s.oracle)[: len(headings)]
         table.add_row(name, *(f"{100 * value:.1f} %" for value in values))
     return table
 

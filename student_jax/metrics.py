@@ -25,6 +25,7 @@ class Scores:
     pass_2: float  # either attempt exact
     shape: float  # first attempt of the right rows and columns
     cell: float  # first attempt's right cells among the expected grid's
+    oracle: float  # an attempt or any candidate of a vote exact: no solver can know which
 
 
 def is_exact(grid: Grid, expected: Grid) -> bool:
@@ -47,7 +48,7 @@ def score(
 ) -> Scores:
     """Scores attempts on the tasks named; a task without attempts counts as wrong."""
     rows = [_task_row(attempts.get(i, ()), tasks[i].test_outputs or ()) for i in ids]
-    means = np.mean(rows, 0) if rows else np.zeros(4)
+    means = np.mean(rows, 0) if rows else np.zeros(5)
     return Scores(len(rows), *(float(x) for x in means))
 
 
@@ -67,7 +68,8 @@ def _task_row(items: tuple[Attempts, ...], expected: tuple[Grid, ...]) -> list[f
             is_exact(item.first, grid) or is_exact(item.second, grid),
             item.first.shape == grid.shape,
             cell_accuracy(item.first, grid),
+            any(is_exact(g, grid) for g in (item.first, item.second, *item.candidates)),
         )
         for item, grid in zip(items, expected, strict=False)
     ]
-    return (np.sum(rows, 0) / len(expected)).tolist() if rows else [0.0] * 4
+    return (np.sum(rows, 0) / len(expected)).tolist() if rows else [0.0] * 5

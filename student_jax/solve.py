@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -21,6 +21,11 @@ from bridge.errors import InputError
 from bridge.predictions import write_predictions
 from bridge.render import PALETTE
 
+if TYPE_CHECKING:
+    from student_jax.solver import Solver
+
+TIERS = {None: "zero-shot", "tokens": "adapted task tokens", "weights": "adapted weights"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SolveConfig:
@@ -32,6 +37,14 @@ class SolveConfig:
     """a training run's folder"""
     which: Literal["latest", "best"] = "latest"
     """its latest checkpoint, or the one that answered the most held-out questions"""
+    views: int = 1
+    """of each question, turned, mirrored and recolored, to vote on; all in few calls"""
+    adapt: Literal["tokens", "weights"] | None = None
+    """learn each task's demonstrations first: the task tokens alone, or all weights, per task"""
+    steps: int = 100
+    """adapt: at most, for each task"""
+    seconds: float = 60.0
+    """adapt: at most, for each task on average; what is learnt by then answers"""
     store: str | None = None
     """feature student: the teacher's features; by default those it was trained on"""
     source: str | None = None
@@ -46,6 +59,8 @@ class SolveConfig:
         """Checks that no option would go unheeded."""
         if self.task is not None and self.out is not None:
             raise ValueError("out: one TASK is printed; leave TASK out to write predictions")
+        if self.views < 1:
+            raise ValueError(f"views: expected at least 1, got {self.views}")
 
 
 def main(config: SolveConfig) -> None:
@@ -60,23 +75,8 @@ def main(config: SolveConfig) -> None:
     from student_jax.solver import load_solver  # jax takes a second; a bad task should not
 
     solver = load_solver(config.checkpoint, config.which)
-    task_set = solver.config.data.tasks
-    if single is not None:
-        tasks = {single.task_id: single}
-    elif config.source is not None:
-        tasks = load_tasks(config.source)
-    else:
-        trained, held_out = task_set.split(task_set.load())
-        tasks = {"dev": held_out, "train": trained, "all": trained | held_out}[config.split]
-    if not tasks:
-        raise InputError(f"split: the run holds no {config.split} tasks; pass --split all")
-
-    blind = [task.blind() for task in tasks.values()]
-    questions = [question for task in blind for question in open_questions(task)]
-    answers = solver.solve(questions, config.store)
-    attempts = {
-        task.task_id: tuple(answers[q.example_id] for q in open_questions(task)) for task in blind
-    }
+    tasks = {single.task_id: single} if single else choose_tasks(config, solver)
+    attempts = answer(config, solver, [task.blind() for task in tasks.values()])
     if single is not None:
         note = "trained on" if single.task_id in solver.trained_on else "not trained on"
         print_attempts(Console(), single, attempts[single.task_id], note)
@@ -86,17 +86,65 @@ def main(config: SolveConfig) -> None:
         "student": solver.config.model.kind,
         "parameters": solver.num_parameters,
         "needs_teacher": solver.config.model.reads_features,
-        "tier": "zero-shot",
+        "tier": TIERS[config.adapt],
         "teacher": solver.teacher,
         "checkpoint": str(config.checkpoint),
         "step": solver.step,
         "which": config.which,
-        "source": config.source or task_set.source,
+        "views": config.views,
+        "learning": {"steps": config.steps, "seconds": config.seconds} if config.adapt else None,
+        "source": config.source or solver.config.data.tasks.source,
         "trained_on": sorted(set(tasks) & solver.trained_on),
     }
     write_predictions(out, about, attempts)
     configs.save(config, out.with_suffix(".config.yaml"))
-    print(f"predictions: {out}: {len(tasks)} tasks, {len(questions)} test inputs")
+    print(f"predictions: {out}: {len(tasks)} tasks, {sum(map(len, attempts.values()))} test inputs")
+
+
+def choose_tasks(config: SolveConfig, solver: Solver) -> dict[str, Task]:
+    """Returns the tasks that are asked for.
+
+    Raises:
+        InputError: if the split holds none.
+    """
+    if config.source is not None:
+        return load_tasks(config.source)
+    task_set = solver.config.data.tasks
+    trained, held_out = task_set.split(task_set.load())
+    tasks = {"dev": held_out, "train": trained, "all": trained | held_out}[config.split]
+    if not tasks:
+        raise InputError(f"split: the run holds no {config.split} tasks; pass --split all")
+    return tasks
+
+
+def answer(
+    config: SolveConfig, solver: Solver, blind: list[Task]
+) -> dict[str, tuple[Attempts, ...]]:
+    """Returns the attempts for every task, learning it first where that is asked for.
+
+    Args:
+        config: how.
+        solver: the student.
+        blind: tasks without test outputs.
+    """
+    if config.adapt is None:
+        questions = [question for task in blind for question in open_questions(task)]
+        answers = solver.solve(questions, config.store, config.views)
+        return {
+            task.task_id: tuple(answers[q.example_id] for q in open_questions(task))
+            for task in blind
+        }
+    from student_jax.adapter import AdaptConfig, Adapter
+
+    settings = AdaptConfig(tier=config.adapt, steps=config.steps, seconds=config.seconds)
+    attempts = {}
+    for task_id, adapted in Adapter(solver, settings).adapt(blind, config.views):
+        attempts[task_id] = adapted.attempts
+        print(
+            f"{task_id}: {adapted.fit:.1%} of the demonstrations' cells after {adapted.steps} "
+            f"steps, {adapted.seconds:.1f} s"
+        )
+    return {task.task_id: attempts[task.task_id] for task in blind}
 
 
 def print_attempts(console: Console, task: Task, attempts: tuple[Attempts, ...], note: str) -> None:

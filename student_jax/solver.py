@@ -18,12 +18,14 @@ from bridge.canvas import Attempts, decode, decode_whole
 from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.store import FeatureStore, check_provenance
+from bridge.transforms import Transform
 from student_jax.batch import Batch, scale_teacher
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Examples
 from student_jax.step import make_mesh, replicated
 from student_jax.students import make_student
+from student_jax.vote import tally, views_of
 
 Which = Literal["latest", "best"]
 # (params, scaling, batch) -> log-probabilities f32[B, N, N, V]
@@ -49,13 +51,16 @@ class Solver:
         """Unique weights, embedding tables included."""
         return sum(x.size for x in jax.tree.leaves(self.params))
 
-    def solve(self, questions: Sequence[Question], store: str | None = None) -> dict[str, Attempts]:
+    def solve(
+        self, questions: Sequence[Question], store: str | None = None, views: int = 1
+    ) -> dict[str, Attempts]:
         """Answers questions.
 
         Args:
             questions: what to answer.
             store: where a feature student finds the teacher's features of these questions; by
                 default the store it was trained on. A grid student needs none.
+            views: of each question, to vote on; a student that reads features knows only one.
 
         Returns:
             example_id -> attempts.
@@ -66,7 +71,9 @@ class Solver:
         needs_teacher = self.config.model.reads_features
         features = open_store(self, store) if needs_teacher else None
         examples = Examples(questions, {}, self.config.model, self.config.data, features)
-        return answer_all(self.predict, self.params, self.scaling, examples)
+        if needs_teacher and views > 1:
+            raise InputError("views: the teacher saw each question in one view; pass --views 1")
+        return answer_all(self.predict, self.params, self.scaling, examples, views)
 
 
 def load_solver(out: Path, which: Which = "latest") -> Solver:
@@ -104,21 +111,25 @@ def load_solver(out: Path, which: Which = "latest") -> Solver:
 
 
 def answer_all(
-    predict: Predict, params: Any, scaling: Scaling, examples: Examples
+    predict: Predict, params: Any, scaling: Scaling, examples: Examples, views: int = 1
 ) -> dict[str, Attempts]:
-    """Returns example_id -> attempts, in the order of the examples."""
-    buckets: dict[int, list[int]] = defaultdict(list)
+    """Returns example_id -> attempts, in the order of the examples; all views in few calls."""
+    buckets: dict[int, list[tuple[int, Transform]]] = defaultdict(list)
     for i, example in enumerate(examples.examples):
-        buckets[example.bucket].append(i)
+        buckets[example.bucket] += [(i, view) for view in views_of(example.question, views)]
     read = decode_whole if examples.model.kind == "original" else decode
-    attempts: dict[int, Attempts] = {}
-    for _, indices in sorted(buckets.items()):
-        for start in range(0, len(indices), BATCH):
-            chosen = indices[start : start + BATCH]
-            batch = examples.batch([*chosen, *[chosen[-1]] * (BATCH - len(chosen))])
-            log_probs = np.asarray(predict(params, scaling, batch))
-            attempts |= {i: read(values) for i, values in zip(chosen, log_probs, strict=False)}
-    return {example.question.example_id: attempts[i] for i, example in enumerate(examples.examples)}
+    answers: dict[int, list[tuple[Transform, Attempts]]] = defaultdict(list)
+    for _, asked in sorted(buckets.items()):
+        for start in range(0, len(asked), BATCH):
+            chosen = asked[start : start + BATCH]
+            indices, transforms = zip(*chosen, *[chosen[-1]] * (BATCH - len(chosen)), strict=True)
+            log_probs = np.asarray(predict(params, scaling, examples.batch(indices, transforms)))
+            for (i, view), values in zip(chosen, log_probs, strict=False):
+                answers[i].append((view, read(values)))
+    return {
+        example.question.example_id: tally(answers[i])
+        for i, example in enumerate(examples.examples)
+    }
 
 
 def make_predict(config: ModelConfig, feature_width: int) -> Predict:

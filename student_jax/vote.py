@@ -1,0 +1,77 @@
+"""Many views of one question, one vote: exact grids are counted, then their probability decides.
+
+A view is the question turned, mirrored and recolored; the answer is mapped back before it counts.
+Source: VARC (arXiv 2511.14761) and HRM's evaluation (arXiv 2506.21734): exact-grid majority over
+augmented views, two attempts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import numpy as np
+
+from bridge.arc import Grid, Question
+from bridge.canvas import Attempts
+from bridge.transforms import NUM_DIHEDRAL, Transform
+
+
+def views_of(question: Question, count: int) -> list[Transform]:
+    """Returns `count` different views of a question, the question as it is first.
+
+    Then its symmetries, then symmetries with colors 1..9 permuted. They hang on the question's id
+    alone, so another batch or another machine draws the same.
+    """
+    views = [Transform(dihedral=i) for i in range(min(count, NUM_DIHEDRAL))]
+    digest = hashlib.sha256(question.example_id.encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8]))
+    seen = set(views)
+    while len(views) < count:
+        view = Transform.draw(rng)
+        if view not in seen:
+            views.append(view)
+            seen.add(view)
+    return views
+
+
+@dataclass
+class _Candidate:
+    grid: Grid
+    log_probs: list[float] = field(default_factory=list)
+
+
+def tally(answers: Sequence[tuple[Transform, Attempts]]) -> Attempts:
+    """Returns the two grids that most views answered; ties go to the higher mean log-probability.
+
+    Only each view's first attempt votes; where all views agree, the runner-up of the view that is
+    surest of the winner is the second attempt.
+
+    Args:
+        answers: each view with what was answered to it.
+
+    Returns:
+        Attempts whose confidence is the winner's share of the votes; with one view, that view's.
+    """
+    candidates: dict[tuple[tuple[int, ...], bytes], _Candidate] = {}
+    for view, attempts in answers:
+        grid = view.inverse().grid(attempts.first)
+        candidate = candidates.setdefault((grid.shape, grid.tobytes()), _Candidate(grid))
+        candidate.log_probs.append(attempts.log_prob)
+    ranked = sorted(candidates.values(), key=lambda c: (-len(c.log_probs), -fmean(c.log_probs)))
+    first = ranked[0]
+    if len(ranked) > 1:
+        second = ranked[1].grid
+    else:
+        view, surest = max(answers, key=lambda answer: answer[1].log_prob)
+        second = view.inverse().grid(surest.second)
+    single = len(answers) == 1
+    return Attempts(
+        first.grid,
+        second,
+        answers[0][1].confidence if single else len(first.log_probs) / len(answers),
+        log_prob=fmean(first.log_probs),
+        candidates=() if single else tuple(c.grid for c in ranked),
+    )

@@ -1,0 +1,156 @@
+"""Learning a task's demonstrations: alone, blind, within its budget."""
+
+import json
+from dataclasses import replace
+
+import chex
+import numpy as np
+import pytest
+
+from bridge.arc import Pair, Task
+from bridge.arc_files import load_tasks
+from bridge.errors import InputError
+from bridge.transforms import Transform
+from student_jax.adapter import AdaptConfig, Adapter, make_lesson, show
+from student_jax.solver import load_solver
+from student_jax.train import train
+from tests.conftest import make_grid, train_dict
+from tests.test_walls import invoke
+
+FAST = {"steps": 20, "lr": 0.02, "batch_size": 4, "tasks_at_once": 2}
+
+
+@pytest.fixture(scope="module")
+def run(task_folder, tmp_path_factory):
+    from bridge import config as configs
+    from student_jax.config import TrainConfig
+
+    out = tmp_path_factory.mktemp("adapt") / "run"
+    value = train_dict(
+        task_folder, None, out, **{"optim.total_steps": 100, "checkpoint_steps": 100}
+    )
+    train(configs.from_dict(TrainConfig, value))
+    return out
+
+
+@pytest.fixture(scope="module")
+def solver(run):
+    return load_solver(run)
+
+
+@pytest.fixture(scope="module")
+def tasks(task_folder):
+    return list(load_tasks(str(task_folder)).values())[:3]
+
+
+@pytest.fixture(scope="module")
+def learnt(solver, tasks):
+    return dict(Adapter(solver, AdaptConfig(**FAST)).adapt(tasks))
+
+
+def grids(adapted):
+    return [a.first.tolist() for a in adapted.attempts]
+
+
+def test_demonstrations_are_learnt(solver, tasks, learnt):
+    """Random cells cannot be told from others: what fits them was learnt."""
+    before = dict(Adapter(solver, AdaptConfig(**{**FAST, "steps": 1})).adapt(tasks))
+    assert np.mean([a.fit for a in learnt.values()]) > np.mean([a.fit for a in before.values()])
+    assert {a.steps for a in learnt.values()} <= set(range(1, 21))
+    for adapted in learnt.values():
+        assert [a.confidence for a in adapted.attempts] == [adapted.fit]
+
+
+def test_task_learns_alone(solver, tasks, learnt):
+    """Neither its company nor its place changes what becomes of a task."""
+    for order in (tasks[::-1], tasks[1:2]):
+        again = dict(Adapter(solver, AdaptConfig(**FAST)).adapt(order))
+        for task in order:
+            assert grids(again[task.task_id]) == grids(learnt[task.task_id])
+            assert again[task.task_id].fit == pytest.approx(learnt[task.task_id].fit, abs=0.02)
+
+
+def test_students_own_weights_stay_as_they_are(run, solver, learnt):
+    chex.assert_trees_all_equal(solver.params, load_solver(run).params)
+
+
+def test_test_outputs_are_not_looked_at(solver, tasks, learnt):
+    rng = np.random.default_rng(1)
+    scrambled = [replace(task, test_outputs=(make_grid(rng, 5, 5),)) for task in tasks]
+    again = dict(Adapter(solver, AdaptConfig(**FAST)).adapt(scrambled))
+    assert {i: grids(a) for i, a in again.items()} == {i: grids(a) for i, a in learnt.items()}
+
+
+def test_weights_learn_a_demonstration_from_the_others_alone(tasks):
+    lesson = make_lesson(tasks[0], "weights")
+    assert lesson.task.test_outputs is None
+    assert len(lesson.questions) == len(tasks[0].demonstrations) == 2
+    for i, question in enumerate(lesson.questions):
+        rest = [pair for j, pair in enumerate(tasks[0].demonstrations) if j != i]
+        assert list(question.demonstrations) == rest
+    shown = show(lesson, 3, [(0, Transform()), (1, Transform(dihedral=4))], 4)
+    assert shown.demonstration_mask.tolist() == [[True, False, False]] * 4
+    assert shown.counts.tolist() == [True, True, False, False]
+    np.testing.assert_array_equal(shown.query[1, :3, :3], lesson.questions[1].query[:, ::-1])
+
+
+def test_tokens_learn_too_and_leave_the_weights(solver, tasks):
+    config = AdaptConfig(**{**FAST, "tier": "tokens", "lr": 0.1})
+    after = dict(Adapter(solver, config).adapt(tasks))
+    before = dict(Adapter(solver, replace(config, steps=1)).adapt(tasks))
+    assert np.mean([a.fit for a in after.values()]) > np.mean([a.fit for a in before.values()])
+    with pytest.raises(InputError, match="one view; pass --views 1"):
+        next(Adapter(solver, config).adapt(tasks, views=2))
+
+
+def test_time_that_is_up_still_answers(solver, tasks):
+    config = AdaptConfig(**{**FAST, "steps": 10_000, "seconds": 1e-6})
+    adapted = dict(Adapter(solver, config).adapt(tasks))
+    assert {a.steps for a in adapted.values()} == {0}
+    assert all(len(a.attempts) == 1 for a in adapted.values())
+
+
+def test_task_that_is_fitted_stops_early(solver):
+    """One cell, always the same: learnt in no time."""
+    grid = np.zeros((1, 1), np.uint8)
+    task = Task("one", (Pair(grid, grid), Pair(grid, grid)), (grid,))
+    config = AdaptConfig(**{**FAST, "steps": 400})
+    adapted = dict(Adapter(solver, config).adapt([task]))["one"]
+    assert adapted.steps < 400
+    assert adapted.fit == 1
+    assert grids(adapted) == [[[0]]]
+
+
+def test_contradictory_and_single_and_large_demonstrations_get_an_answer(solver):
+    rng = np.random.default_rng(0)
+    grid = make_grid(rng, 3, 3)
+    odd = [
+        Task("contradictory", tuple(Pair(grid, make_grid(rng, 3, 3)) for _ in range(3)), (grid,)),
+        Task("single", (Pair(grid, grid),), (grid, grid)),
+        Task("eleven", tuple(Pair(grid, grid) for _ in range(11)), (grid,)),
+    ]
+    adapted = dict(Adapter(solver, AdaptConfig(**{**FAST, "steps": 1})).adapt(odd))
+    assert {i: len(a.attempts) for i, a in adapted.items()} == {
+        "contradictory": 1,
+        "single": 2,
+        "eleven": 1,
+    }
+
+
+def test_no_demonstration_is_one_line(solver):
+    task = Task("none", (), (np.zeros((1, 1), np.uint8),))
+    with pytest.raises(InputError, match="task none: expected demonstrations to adapt to"):
+        next(Adapter(solver, AdaptConfig()).adapt([task]))
+
+
+def test_solve_adapts_and_says_its_tier(run, task_folder, tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    value = json.loads((task_folder / "1a.json").read_text())
+    (folder / "1a.json").write_text(json.dumps(value))
+    out = tmp_path / "p.json"
+    common = ["--checkpoint", str(run), "--source", str(folder), "--out", str(out)]
+    done = invoke("student_jax.solve", *common, "--adapt", "weights", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert "1a: " in done.stdout
+    assert json.loads(out.read_text())["about"]["tier"] == "adapted weights"

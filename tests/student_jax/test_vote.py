@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.arc import Question
+from bridge.canvas import Attempts
+from bridge.transforms import Transform
+from student_jax.vote import tally, views_of
+from tests.conftest import make_grid
+
+RNG = np.random.default_rng(0)
+A, B, C = (make_grid(RNG, 2, 3) for _ in range(3))
+
+
+def question(name="t_test_0"):
+    return Question(name, "t", (), make_grid(RNG, 3, 3))
+
+
+def seen(view, first, log_prob, second=C):
+    """What a student answers to a view whose right answer is `first`, before mapping back."""
+    return view, Attempts(view.grid(first), view.grid(second), 0.5, log_prob)
+
+
+@given(st.integers(1, 40))
+def test_views_are_different_and_hang_on_the_id_alone(count):
+    views = views_of(question(), count)
+    assert views[0] == Transform()
+    assert len(set(views)) == len(views) == count
+    assert views_of(question(), count + 5)[:count] == views
+    if count > 8:
+        assert views_of(question("u_test_0"), count) != views
+
+
+def test_most_votes_win_then_the_higher_mean_log_probability():
+    views = views_of(question(), 12)
+    answers = [(A, -0.9), (A, -0.9), (B, -0.5), (B, -0.6), (C, -0.01)]
+    got = tally([seen(v, *a) for v, a in zip(views[7:], answers, strict=True)])
+    np.testing.assert_array_equal(got.first, B)
+    np.testing.assert_array_equal(got.second, A)
+    assert got.confidence == 2 / 5
+    assert got.log_prob == pytest.approx(-0.55)
+    assert len(got.candidates) == 3
+    np.testing.assert_array_equal(got.candidates[2], C)
+
+
+def test_unanimous_views_leave_the_second_attempt_to_the_surest_runner_up():
+    views = views_of(question(), 3)
+    got = tally(
+        [
+            seen(views[0], A, -0.9, second=B),
+            seen(views[1], A, -0.1, second=C),
+            seen(views[2], A, -0.5, second=B),
+        ]
+    )
+    np.testing.assert_array_equal(got.first, A)
+    np.testing.assert_array_equal(got.second, C)
+    assert got.confidence == 1
+
+
+def test_one_view_is_what_the_student_said():
+    got = tally([(Transform(), Attempts(A, B, 0.25, -0.5))])
+    np.testing.assert_array_equal(got.first, A)
+    np.testing.assert_array_equal(got.second, B)
+    assert (got.confidence, got.log_prob, got.candidates) == (0.25, -0.5, ())
+
+
+def test_student_that_sees_through_transforms_votes_unanimously():
+    """The same answer in every view, as an equivariant student would give it."""
+    views = views_of(question(), 30)
+    got = tally([seen(view, A, -0.1 * i) for i, view in enumerate(views)])
+    np.testing.assert_array_equal(got.first, A)
+    assert (got.confidence, len(got.candidates)) == (1, 1)
+
+
+def test_solve_with_views_writes_candidates_and_scores_the_oracle(
+    train_config, task_folder, tmp_path
+):
+    from student_jax.evaluate import EvaluateConfig
+    from student_jax.evaluate import main as evaluate
+    from student_jax.solve import SolveConfig
+    from student_jax.solve import main as solve
+    from student_jax.train import train
+
+    config = train_config(store=None, **{"optim.total_steps": 1})
+    train(config)
+    out = tmp_path / "voted.json"
+    solve(SolveConfig(checkpoint=config.out, source=str(task_folder), views=9, out=out))
+    value = json.loads(out.read_text())
+    assert value["about"]["views"] == 9
+    assert all(1 <= len(c) <= 9 for items in value["candidates"].values() for c in items)
+    for task_id, items in value["submission"].items():
+        assert items[0]["attempt_1"] == value["candidates"][task_id][0][0]
+    truth = json.loads((task_folder / "1a.json").read_text())["test"][0]["output"]
+    value["candidates"]["1a"][0].append(truth)  # right, but never attempted
+    out.write_text(json.dumps(value))
+    evaluate(EvaluateConfig(predictions=(out,), source=str(task_folder)))
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    rows = [group["grid student"] for group in scores.values()]
+    assert max(row["oracle"] for row in rows) > 0 == max(row["pass_2"] for row in rows)
+
+
+def test_student_that_reads_features_has_one_view(train_config, store_path):
+    from bridge.errors import InputError
+    from student_jax.solver import load_solver
+    from student_jax.train import train
+
+    config = train_config(
+        **{"model.kind": "feature", "model.max_tokens": 2048, "optim.total_steps": 1}
+    )
+    train(config)
+    with pytest.raises(InputError, match="one view; pass --views 1"):
+        load_solver(config.out).solve([], views=2)
