@@ -10,7 +10,6 @@ python -m student_jax.checkpoints verify runs/quickstart/grid
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import logging
@@ -33,6 +32,19 @@ from bridge.store.storage import is_outage
 from student_jax import processes
 from student_jax.config import TrainConfig
 from student_jax.state import state_like
+
+# What Orbax' threads log of a failed save or restore is told in one line instead.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+def _unraisable(event: Any) -> None:
+    """Drops what the reads and writes say that a failed save or restore did not wait for."""
+    if not (event.exc_type is RuntimeError and "Event loop is closed" in str(event.exc_value)):
+        sys.__unraisablehook__(event)
+
+
+sys.unraisablehook = _unraisable
 
 
 class DamagedError(InputError):
@@ -62,6 +74,7 @@ class Checkpoints:
             )
         self.out = out
         self._keep = _Keep(self.KEEP)
+        self._saving: int | None = None  # the last step that was to be saved
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
@@ -80,7 +93,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        first = contextlib.suppress(InputError) if error else contextlib.nullcontext()
+        with first, self._disk_faults():
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """The complete steps, newest first."""
@@ -95,7 +110,9 @@ class Checkpoints:
         about = {"config": configs.to_dict(config), "digests": digests_of(state), **about}
         about = {**about, "check": _check(about)}
         self._keep.best = best_of(about.get("dev", []))
-        with self._disk_faults(step):
+        self.wait()  # a fault of the save before is not this one's
+        self._saving = step
+        with self._disk_faults():
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -111,7 +128,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""
-        with self._disk_faults(None):
+        with self._disk_faults():
             self._manager.wait_until_finished()
 
     def set_aside(self, step: int) -> None:
@@ -214,28 +231,24 @@ class Checkpoints:
         return None
 
     @contextlib.contextmanager
-    def _disk_faults(self, step: int | None) -> Generator[None]:
-        """Says in one line that a checkpoint, this one or one before, could not be written."""
+    def _disk_faults(self) -> Generator[None]:
+        """Says in one line that the last checkpoint could not be written."""
         try:
             yield
-            return
         except Exception as error:  # Orbax and TensorStore raise many kinds
             fault = " ".join(str(error).split())[:200]
-        # Orbax' other writes fail, too, one traceback each, until the process is gone.
-        logging.getLogger("asyncio").disabled = True
-        sys.unraisablehook = lambda _: None
-        whole = [s for s in self.steps() if s != step]
-        raise InputError(
-            f"checkpoint {self.out}: could not be written: {fault}; the latest complete one "
-            f"is step {max(whole, default='none')}: free space, then start again"
-        )
+            whole = [step for step in self.steps() if step != self._saving]
+            raise InputError(
+                f"checkpoint {self.out}: step {self._saving} could not be written: {fault}; the "
+                f"latest complete one is step {max(whole, default='none')}: free space, then start "
+                "again"
+            ) from None
 
     def _restore(self, step: int, arguments: Any) -> Any:
         try:
             return self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax and TensorStore raise many kinds
             fault, outage = " ".join(str(error).split())[:160], _is_outage(error)
-        _collect_quietly()
         if outage:
             raise InputError(
                 f"checkpoint {self.out}: step {step} cannot be read: {fault}; nothing was "
@@ -288,17 +301,6 @@ def _check(about: dict[str, Any]) -> str:
     """Returns the sha256 of what a checkpoint says of itself, as JSON will have it."""
     rest = {name: value for name, value in about.items() if name != "check"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _collect_quietly() -> None:
-    """Collects the reads that a failed restore did not wait for; each would print a traceback."""
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    logger = logging.getLogger("asyncio")
-    logger.disabled = True
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook, logger.disabled = before, False
 
 
 def _is_outage(error: Exception) -> bool:

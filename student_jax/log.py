@@ -183,8 +183,8 @@ class TrainLog:
                 raise self._board.fault
         except OSError as error:
             raise InputError(
-                f"{self._path} or tensorboard/: cannot be written: {error.strerror}; the latest "
-                f"complete checkpoint is step {self._last_good()}: free space, then start again"
+                f"{self._path} or tensorboard/: cannot be written: {error.strerror}; free space, "
+                "then start again"
             ) from None
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)

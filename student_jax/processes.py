@@ -35,7 +35,8 @@ def join() -> None:
         )
         # Its notifier would swallow SIGTERM until training installs a handler of its own.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(num_processes=count, process_id=own)
+        # One that fails waits for the others that long before it ends, and they with it.
+        jax.distributed.initialize(num_processes=count, process_id=own, shutdown_timeout_seconds=60)
     except (ValueError, RuntimeError) as error:
         fault = " ".join(str(error).split())[:200]
         raise InputError(

@@ -124,7 +124,7 @@ def how_it_ended(
 ) -> str:
     """Returns the last line."""
     if stopping:
-        return f"stopped at step {step}, saved in {config.out}"
+        return f"stopped at step {step}; the same command goes on from the latest in {config.out}"
     if step >= config.optim.total_steps:
         return f"done: {config.out}; next: python -m student_jax.solve --checkpoint {config.out}"
     return (

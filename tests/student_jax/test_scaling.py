@@ -116,7 +116,7 @@ def test_prefetch_keeps_order_and_places_batches_over_devices(store_path, train_
     for step in range(3):
         batch = next(placed)
         assert batch.query.sharding == sharding
-        assert len(batch.query.addressable_shards) == 2
+        assert len(batch.query.addressable_shards) == 4
         for a, b in zip(
             jax.tree.leaves(batch), jax.tree.leaves(examples.train_batch(plan, step)), strict=True
         ):
