@@ -70,6 +70,7 @@ def test_digests_name_every_leaf_and_tell_dtype_and_shape_apart():
     assert digests_of(tree) == digests
 
 
+@pytest.mark.slow  # most bits are noticed by Orbax, or never read: the silent ones take a search
 def test_flipped_bits_that_orbax_restores_silently_are_noticed(run):
     """One bit at a time, anywhere in the arrays' files; some bytes there are never read."""
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
