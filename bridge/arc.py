@@ -73,12 +73,9 @@ def open_questions(task: Task) -> list[Question]:
     ]
 
 
-def all_questions(task: Task) -> list[Question]:
-    """Returns every pair as the query in turn: left-out demonstrations first, then test inputs.
-
-    1302 + 416 = 1718 questions for the 400 training tasks of ARC-AGI-1.
-    """
-    left_out = [
+def left_out_questions(task: Task) -> list[Question]:
+    """Returns each demonstration's input as the query in turn, the others as context."""
+    return [
         Question(
             f"{task.task_id}_train_{i}",
             task.task_id,
@@ -87,7 +84,14 @@ def all_questions(task: Task) -> list[Question]:
         )
         for i, pair in enumerate(task.demonstrations)
     ]
-    return left_out + open_questions(task)
+
+
+def all_questions(task: Task) -> list[Question]:
+    """Returns every pair as the query in turn: left-out demonstrations first, then test inputs.
+
+    1302 + 416 = 1718 questions for the 400 training tasks of ARC-AGI-1.
+    """
+    return left_out_questions(task) + open_questions(task)
 
 
 def known_answers(task: Task) -> dict[str, Grid]:

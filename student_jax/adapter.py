@@ -23,11 +23,11 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from bridge.arc import Grid, Question, Task, all_questions, known_answers, open_questions
-from bridge.canvas import BACKGROUND, Attempts, decode, side_for, to_canvas
+from bridge.arc import Grid, Question, Task, left_out_questions, open_questions
+from bridge.canvas import BACKGROUND, Attempts, decode, side_for
 from bridge.errors import InputError
 from bridge.transforms import Transform
-from student_jax.batch import Array, demonstration_canvases
+from student_jax.batch import Array, draw
 from student_jax.data import Examples
 from student_jax.solver import Solver, answer_all
 from student_jax.students import TaskTokens, make_student
@@ -95,15 +95,15 @@ def make_lesson(task: Task, tier: str) -> Lesson:
     task = task.blind()
     if not task.demonstrations:
         raise InputError(f"task {task.task_id}: expected demonstrations to adapt to, got none")
-    answers, questions = known_answers(task), all_questions(task)
-    left_out = [q for q in questions if q.example_id in answers]
+    left_out = left_out_questions(task)
+    side = max(side_for(question) for question in left_out + open_questions(task))
     if tier == "tokens":
         left_out = [replace(q, demonstrations=task.demonstrations) for q in left_out]
     return Lesson(
         task=task,
-        side=max(side_for(question) for question in questions),
+        side=side,
         questions=tuple(left_out),
-        answers=tuple(answers[q.example_id] for q in left_out),
+        answers=tuple(pair.output for pair in task.demonstrations),
     )
 
 
@@ -128,15 +128,12 @@ def show(lesson: Lesson, pairs: int, chosen: Sequence[tuple[int, Transform]], si
         chosen: which questions, each with its transform.
         size: M.
     """
-    filled = [*chosen, *[chosen[-1]] * (size - len(chosen))]
-    rows = []
-    for i, transform in filled:
-        question = transform.question(lesson.questions[i])
-        canvases, mask = demonstration_canvases(question, lesson.side, pairs)
-        answer = to_canvas(transform.grid(lesson.answers[i]), lesson.side)
-        rows.append((canvases, mask, to_canvas(question.query, lesson.side), answer))
-    demonstrations, mask, query, answer = (np.stack(x) for x in zip(*rows, strict=True))
-    return Shown(demonstrations, mask, query, answer, np.arange(size) < len(chosen))
+    rows = [
+        draw(lesson.questions[i], lesson.answers[i], transform, lesson.side, pairs)
+        for i, transform in [*chosen, *[chosen[-1]] * (size - len(chosen))]
+    ]
+    fields = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return Shown(**fields, counts=np.arange(size) < len(chosen))
 
 
 class Adapter:

@@ -18,6 +18,7 @@ from bridge.canvas import to_canvas
 from bridge.errors import InputError
 from bridge.scaling import LAYER_NORM_EPSILON, Scaling
 from bridge.store import Features, Record, frame_map
+from bridge.transforms import Transform
 from bridge.views import PATCH_CELLS
 from student_jax.config import ModelConfig
 
@@ -118,6 +119,30 @@ def demonstration_canvases(
         canvases[i] = to_canvas(pair.input, side), to_canvas(pair.output, side)
         mask[i] = True
     return canvases, mask
+
+
+def draw(
+    question: Question, answer: Grid | None, transform: Transform | None, side: int, count: int
+) -> dict[str, npt.NDArray]:
+    """Draws a question as a grid student is shown it: the fields of a `Batch` but for the teacher.
+
+    Args:
+        question: what is asked.
+        answer: to train on; None draws zeros.
+        transform: how question and answer are turned and recolored; None leaves them.
+        side: N.
+        count: P.
+    """
+    if transform is not None:
+        question = transform.question(question)
+        answer = None if answer is None else transform.grid(answer)
+    canvases, mask = demonstration_canvases(question, side, count)
+    return {
+        "demonstrations": canvases,
+        "demonstration_mask": mask,
+        "query": to_canvas(question.query, side),
+        "answer": answer_canvas(answer, side),
+    }
 
 
 def frame_maps(

@@ -203,11 +203,8 @@ class Checkpoints:
             with contextlib.suppress(DamagedError):
                 dev = self.about(step).get("dev", [])
                 break
-        rows = [row for row in dev if row["step"] in self.steps()]
-        ranked: list[int] = []
-        while (best := best_of([row for row in rows if row["step"] not in ranked])) is not None:
-            ranked.append(best)
-        found = self._restore_first(ranked, sharding)
+        there = self.steps()
+        found = self._restore_first([step for step in ranked(dev) if step in there], sharding)
         if found is None:
             raise InputError(
                 f"checkpoint: {self.out} was never tried on held-out questions, so none is the "
@@ -248,13 +245,13 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=arguments)
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            fault, outage = " ".join(str(error).split())[:160], _is_outage(error)
-        if outage:
-            raise InputError(
-                f"checkpoint {self.out}: step {step} cannot be read: {fault}; nothing was "
-                "changed: try again"
-            )
-        raise self._damage(step, fault)
+            fault = " ".join(str(error).split())[:160]
+            if _is_outage(error):
+                raise InputError(
+                    f"checkpoint {self.out}: step {step} cannot be read: {fault}; nothing was "
+                    "changed: try again"
+                ) from None
+            raise self._damage(step, fault) from None
 
     def _damage(self, step: int, fault: str) -> DamagedError:
         return DamagedError(f"checkpoint {self.out}: step {step} is damaged: {fault}")
@@ -279,14 +276,19 @@ class _Keep:
         return [i >= late or item.step == self.best for i, item in enumerate(checkpoints)]
 
 
-def best_of(dev: list[dict[str, Any]]) -> int | None:
-    """Returns the step with the most held-out answers exact, then the most cells, then the first.
+def ranked(dev: list[dict[str, Any]]) -> list[int]:
+    """Returns the steps by their held-out answers: most exact, then most cells, then the first.
 
     Args:
         dev: a run's scores on held-out tasks so far, see `Development.try_on`.
     """
-    best = max(dev, key=lambda row: (row["exact"], row["cells"]), default=None)
-    return None if best is None else best["step"]
+    rows = sorted(dev, key=lambda row: (row["exact"], row["cells"]), reverse=True)
+    return [row["step"] for row in rows]
+
+
+def best_of(dev: list[dict[str, Any]]) -> int | None:
+    """Returns the best of the steps, or None before the first trial; see `ranked`."""
+    return next(iter(ranked(dev)), None)
 
 
 def digests_of(state: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge.arc import Grid, Question
-from bridge.canvas import fits, side_for, to_canvas
+from bridge.canvas import fits, side_for
 from bridge.errors import InputError
 from bridge.store import FeatureStore
 from bridge.transforms import Transform
@@ -23,7 +23,7 @@ from student_jax.batch import (
     Batch,
     answer_canvas,
     check_features,
-    demonstration_canvases,
+    draw,
     feature_batch,
     frame_maps,
     whole_answer,
@@ -204,21 +204,10 @@ class Examples:
         return min(-(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET, self.model.max_tokens)
 
     def _draw(self, example: Example, transform: Transform | None) -> dict[str, npt.NDArray]:
-        question, answer, side = example.question, example.answer, example.bucket
-        if transform is not None:
-            question = transform.question(question)
-            answer = None if answer is None else transform.grid(answer)
-        canvases, mask = demonstration_canvases(question, side, self.count)
-        query = to_canvas(question.query, side)
-        teacher, teacher_mask = self._teacher_maps(example, side, seen=transform is None)
-        return {
-            "demonstrations": canvases,
-            "demonstration_mask": mask,
-            "query": query,
-            "answer": answer_canvas(answer, side),
-            "teacher": teacher,
-            "teacher_mask": teacher_mask,
-        }
+        side = example.bucket
+        teacher, mask = self._teacher_maps(example, side, seen=transform is None)
+        drawn = draw(example.question, example.answer, transform, side, self.count)
+        return {**drawn, "teacher": teacher, "teacher_mask": mask}
 
     def _teacher_maps(
         self, example: Example, side: int, *, seen: bool

@@ -17,7 +17,7 @@ from student_jax.checkpoints import best_of
 from student_jax.config import TrainConfig
 from student_jax.data import Examples
 from student_jax.metrics import BASELINES, baseline, score
-from student_jax.solver import answer_all, make_predict
+from student_jax.solver import answer_all, by_task, make_predict
 from student_jax.state import TrainState
 
 PICTURES = 4
@@ -72,10 +72,7 @@ class Development:
             lambda x: x.addressable_data(0), (state.answering, state.scaling)
         )
         answers = answer_all(self._predict, params, scaling, self._examples)
-        attempts = {
-            task_id: tuple(answers[q.example_id] for q in open_questions(task.blind()))
-            for task_id, task in self.tasks.items()
-        }
+        attempts = by_task(self.tasks.values(), answers)
         found = score(attempts, self.tasks, self.tasks)
         scores = {"exact": found.pass_1, "shape": found.shape, "cells": found.cell}
         pictures = {

@@ -16,6 +16,7 @@ from bridge.tree import flatten
 from student_jax.batch import Batch
 from student_jax.config import TrainConfig
 from student_jax.data import Examples, Plan
+from student_jax.log import describe
 from student_jax.state import TrainState, empty_scaling, init_state, make_optimizer
 from student_jax.step import make_placer, make_train_step, replicated
 from student_jax.students import make_student
@@ -40,10 +41,7 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
     scaling = empty_scaling(config.loss.scaling, examples.feature_width)
     init = lambda: init_state(config, model, tx, scaling)  # noqa: E731
     state = jax.jit(init, out_shardings=replicated(mesh))()
-    console.print(
-        f"{config.model.kind} student, {len(examples.examples)} examples, {examples.left_out} left "
-        f"out (answer off the canvas), {mesh.devices.size} device(s)"
-    )
+    console.print(describe(config, examples, state))
     console.print(parameter_table(state))
     kept = {"parameters": state.params, "optimizer": state.opt_state, "average": state.ema}
     sizes = {

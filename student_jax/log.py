@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from statistics import median
-from typing import Any
 
 import jax
 import numpy as np
 import numpy.typing as npt
-from tensorboardX import SummaryWriter
+import optax
 from tqdm import tqdm
 
 from bridge.errors import InputError
 from bridge.files import write_text
+from student_jax.board import Board
 from student_jax.config import TrainConfig
-from student_jax.data import SPOILT
+from student_jax.data import SPOILT, Examples
+from student_jax.state import TrainState
 from student_jax.step import Metrics
 
 SHOWN = {
@@ -74,8 +75,9 @@ class TrainLog:
             lines = self._path.read_text().splitlines() if self._path.is_file() else []
             # A killed run can leave half a line.
             kept = [line for line in lines if _step_of(line) <= first_step]
-            write_text(self._path, "".join(f"{line}\n" for line in kept))
-            self._board = Board(str(out / "tensorboard"), first_step + 1)
+            with self._told():
+                write_text(self._path, "".join(f"{line}\n" for line in kept))
+                self._board = Board(out / "tensorboard", first_step + 1)
         self._bar = tqdm(
             total=config.optim.total_steps,
             initial=first_step,
@@ -140,7 +142,8 @@ class TrainLog:
         self._warn_of_spike(step, metrics["loss"])
         self._bar.update()
         if step % self._log_steps == 0:
-            speed = self._window.close(self._peak)
+            speed = self._window.speed(self._peak)
+            self.restart_clock()
             self._warn_of_slowness(step, speed)
             self._keep(step, metrics, speed)
 
@@ -151,10 +154,9 @@ class TrainLog:
         self.say(f"step {step}: {text}")
         if self._board is None:
             return
-        for name, value in scores.items():
-            self._board.add_scalar(f"dev/{name}", value, step)
-        for name, image in pictures.items():
-            self._board.add_image(f"dev/{name}", image, step, dataformats="HWC")
+        with self._told():
+            self._board.add_scalars(step, {f"dev/{name}": value for name, value in scores.items()})
+            self._board.add_pictures(step, {f"dev/{name}": x for name, x in pictures.items()})
 
     def restart_clock(self) -> None:
         """Forgets the time since the last line: it was not spent on steps alone."""
@@ -176,20 +178,22 @@ class TrainLog:
         self._bar.set_postfix_str(", ".join(shown), refresh=False)
         if self._board is None:
             return
-        try:
+        with self._told():
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **metrics, "speed": speed}) + "\n")
-            if self._board.fault is not None:
-                raise self._board.fault
+            named = {f"speed/{name}": value for name, value in speed.items()}
+            self._board.add_scalars(step, metrics | named)
+
+    @contextlib.contextmanager
+    def _told(self) -> Generator[None]:
+        """Says in one line that a file could not be written."""
+        try:
+            yield
         except OSError as error:
             raise InputError(
                 f"{self._path} or tensorboard/: cannot be written: {error.strerror}; free space, "
                 "then start again"
             ) from None
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
-        for name, value in speed.items():
-            self._board.add_scalar(f"speed/{name}", value, step)
 
     def _warn_of_spike(self, step: int, loss: float) -> None:
         usual = median(self._losses) if len(self._losses) >= ENOUGH else float("inf")
@@ -212,39 +216,15 @@ class TrainLog:
         self._rates.append(rate)
 
 
-class Board(SummaryWriter):
-    """TensorBoard's file; a full disk must neither hide what is wrong nor keep the process going.
-
-    It kills tensorboardX' writing thread, which prints a traceback, and leaves a queue that nobody
-    empties, for which the process would wait at its end. What the log says itself is enough.
-    """
-
-    def __init__(self, folder: str, purge_step: int) -> None:
-        """Opens a file in the folder that goes on from `purge_step`."""
-        # A bounded queue that nobody empties would block the run.
-        super().__init__(folder, purge_step=purge_step, max_queue=0)
-        writer: Any = self._get_file_writer()
-        self._inner = writer.event_writer
-        self.fault: BaseException | None = None  # what ended the writing
-        before = threading.excepthook
-
-        def note(hook: threading.ExceptHookArgs) -> None:
-            if hook.thread is self._worker:
-                self.fault = hook.exc_value
-            else:
-                before(hook)
-
-        threading.excepthook = note
-        self._worker, self._queue = self._inner._worker, self._inner._event_queue
-
-    def close(self) -> None:
-        """Closes the file, or gives it up."""
-        try:
-            super().close()
-        except OSError:
-            self._inner._closed = True  # or it tries once more at exit
-        finally:
-            self._queue.cancel_join_thread()  # what could be written is written by now
+def describe(config: TrainConfig, examples: Examples, state: TrainState) -> str:
+    """Returns what a user should know before the first step."""
+    teacher = examples.store.provenance["weights"] if examples.store else "none"
+    left_out = f", {examples.left_out} left out (answer off the canvas)" * bool(examples.left_out)
+    return (
+        f"student: {config.model.kind}, {optax.tree.size(state.params):,} parameters, "
+        f"{len(jax.devices())} device(s), {jax.process_count()} process(es)\n"
+        f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}"
+    )
 
 
 def _step_of(line: str) -> float:
@@ -267,14 +247,12 @@ class _Window:
         self._flops += flops
         self._waited += waited
 
-    def close(self, peak_flops: float) -> dict[str, float]:
+    def speed(self, peak_flops: float) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        speed = {
+        return {
             "seconds": seconds,
             "examples_per_second": self._examples / seconds,
             "model_flops_per_second": self._flops / seconds,
             "mfu": self._flops / seconds / peak_flops,
             "waiting": self._waited / seconds,
         }
-        self.__init__()
-        return speed

@@ -128,12 +128,10 @@ def answer(
         blind: tasks without test outputs.
     """
     if config.adapt is None:
+        from student_jax.solver import by_task
+
         questions = [question for task in blind for question in open_questions(task)]
-        answers = solver.solve(questions, config.store, config.views)
-        return {
-            task.task_id: tuple(answers[q.example_id] for q in open_questions(task))
-            for task in blind
-        }
+        return by_task(blind, solver.solve(questions, config.store, config.views))
     from student_jax.adapter import AdaptConfig, Adapter
 
     settings = AdaptConfig(tier=config.adapt, steps=config.steps, seconds=config.seconds)

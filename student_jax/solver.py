@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bridge import config as configs
-from bridge.arc import Question
+from bridge.arc import Question, Task, open_questions
 from bridge.canvas import Attempts, decode, decode_whole
 from bridge.errors import InputError
 from bridge.scaling import Scaling
@@ -49,7 +50,7 @@ class Solver:
     @property
     def num_parameters(self) -> int:
         """Unique weights, embedding tables included."""
-        return sum(x.size for x in jax.tree.leaves(self.params))
+        return optax.tree.size(self.params)
 
     def solve(
         self, questions: Sequence[Question], store: str | None = None, views: int = 1
@@ -129,6 +130,16 @@ def answer_all(
     return {
         example.question.example_id: tally(answers[i])
         for i, example in enumerate(examples.examples)
+    }
+
+
+def by_task(
+    tasks: Iterable[Task], answers: Mapping[str, Attempts]
+) -> dict[str, tuple[Attempts, ...]]:
+    """Returns task_id -> the attempts at its test inputs, in order."""
+    return {
+        task.task_id: tuple(answers[question.example_id] for question in open_questions(task))
+        for task in tasks
     }
 
 

@@ -24,9 +24,9 @@ from student_jax.data import Examples, Plan
 from student_jax.development import Development, is_stale
 from student_jax.dry_run import dry_run
 from student_jax.flops import example_flops, matmul_ceiling
-from student_jax.log import TrainLog
+from student_jax.log import TrainLog, describe
 from student_jax.solver import load_solver
-from student_jax.state import TrainState, init_state, make_optimizer
+from student_jax.state import init_state, make_optimizer
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
 
@@ -87,7 +87,9 @@ def train(config: TrainConfig) -> dict[str, float]:
                 quiet=not processes.is_first(),
             )
         )
-        log.say(describe(config, examples, state, first_step))
+        start = f"starting from the weights of {config.init}" if config.init else "starting"
+        start = f"resuming at step {first_step}" if first_step else start
+        log.say(f"{describe(config, examples, state)}\n{start}")
         batches = examples.train_batches(plan, first_step, place)
         step = first_step
         while True:  # it ends in the middle: the last save happens without repeating its code
@@ -181,20 +183,6 @@ def make_scaling(kind: str, store: FeatureStore | None, examples: Examples) -> S
         return standardise(statistics)
     covariance = covariance_of((store.read(name) for name in tqdm(names, "covariance")), statistics)
     return phi_s(statistics, covariance)
-
-
-def describe(config: TrainConfig, examples: Examples, state: TrainState, first_step: int) -> str:
-    """Returns what a user should know before the first step."""
-    count = sum(x.size for x in jax.tree.leaves(state.params))
-    teacher = examples.store.provenance["weights"] if examples.store else "none"
-    left_out = f", {examples.left_out} left out (answer off the canvas)" * bool(examples.left_out)
-    start = f"starting from the weights of {config.init}" if config.init else "starting"
-    return (
-        f"student: {config.model.kind}, {count:,} parameters, {len(jax.devices())} device(s), "
-        f"{jax.process_count()} process(es)\n"
-        f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}\n"
-        + (f"resuming at step {first_step}" if first_step else start)
-    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import json
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +52,26 @@ def task_json(task, *, answers=True):
             item["output"] = grid.tolist()
     train = [{"input": p.input.tolist(), "output": p.output.tolist()} for p in task.demonstrations]
     return {"train": train, "test": tests}
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of 1 MiB, or of another size by `indirect`.
+
+    Mounting one takes rights that not every machine gives.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = getattr(request, "param", "1m")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except OSError:
+        pytest.skip("no mount command: the disk-full test needs a small file system")
+    if done.returncode:
+        pytest.skip("may not mount a tmpfs: the disk-full test needs a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

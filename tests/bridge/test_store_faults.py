@@ -314,22 +314,6 @@ def test_damaged_statistics_are_found(store, text):
     assert not report.is_whole
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB; mounting one takes rights that not every machine gives."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except OSError:
-        pytest.skip("no mount command: the disk-full test needs a small file system")
-    if done.returncode:
-        pytest.skip("may not mount a tmpfs: the disk-full test needs a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_full_disk_says_needed_and_free_and_loses_nothing(small_disk):
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 300_000)

@@ -210,22 +210,6 @@ def half(task_folder, store_path, tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB; mounting one takes rights that not every machine gives."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except OSError:
-        pytest.skip("no mount command: the disk-full test needs a small file system")
-    if done.returncode:
-        pytest.skip("may not mount a tmpfs: the disk-full test needs a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def leave_free(folder, size):
     """Fills a small disk up to so many bytes; returns what to delete to have them back."""
     ballast = folder / "ballast"
@@ -274,6 +258,7 @@ def assert_it_goes_on_to_the_same_end(value, whole):
     assert metric_lines(config.out) == metric_lines(whole)
 
 
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_disk_that_is_full_is_one_line_and_costs_nothing(
     task_folder, store_path, small_disk, half, whole
 ):
@@ -307,6 +292,7 @@ def test_largest_file_size_is_one_line_and_costs_nothing(
     assert_it_goes_on_to_the_same_end(value, whole)
 
 
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_disk_that_the_log_fills_is_one_line(task_folder, store_path, small_disk):
     """No checkpoint is due: what a run tells of itself takes the last of the space."""
     changes = {**LONG, "optim.total_steps": 400, "checkpoint_steps": 400}
