@@ -2,7 +2,8 @@
 
 In the shape descriptions: `N` canvas side, `V` = 12 cell classes.
 
-A grid lies at the top left, a border runs along its right and bottom edge, the rest is background:
+A grid lies at the top left unless a `Placement` says otherwise, a border runs along its right and
+bottom edge, the rest is background:
 
     3 1 B .        3, 1: colors
     2 2 B .        B: border
@@ -28,6 +29,26 @@ NUM_CLASSES = 12
 SIDES = (8, 12, 16, 20, 24, 32)  # even, so that 2 x 2 cells align with the teacher's patches
 
 Canvas = npt.NDArray[np.uint8]  # u8[N, N]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How grids lie on their canvas: each cell `scale` x `scale`, the corner at `row`, `col`.
+
+    An augmentation of what is trained on (VARC, arXiv 2511.14761, section 3.2); what is answered
+    lies at the top left. One question's grids all lie alike, so a rule stays a rule.
+    """
+
+    scale: int = 1
+    row: int = 0
+    col: int = 0
+
+    @staticmethod
+    def draw(rng: np.random.Generator, longest: int, side: int) -> Placement:
+        """Draws a placement that leaves room for grids of up to `longest` cells a side."""
+        scale = int(rng.integers(1, (side - 1) // longest, endpoint=True))
+        row, col = rng.integers(side - scale * longest, size=2).tolist()
+        return Placement(scale, row, col)
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ def fits(grid: Grid, side: int) -> bool:
     return max(grid.shape) < side
 
 
-def to_canvas(grid: Grid, side: int) -> Canvas:
+def to_canvas(grid: Grid, side: int, place: Placement = Placement()) -> Canvas:
     """Draws a grid on a canvas.
 
     Returns:
@@ -87,12 +108,13 @@ def to_canvas(grid: Grid, side: int) -> Canvas:
     Raises:
         ValueError: if it does not fit.
     """
-    if not fits(grid, side):
+    scaled = grid.repeat(place.scale, 0).repeat(place.scale, 1)
+    bottom, right = place.row + len(scaled), place.col + len(scaled[0])
+    if max(bottom, right) >= side:
         raise ValueError(f"canvas: expected a grid of under {side} cells a side, got {grid.shape}")
-    rows, cols = grid.shape
     canvas = np.full((side, side), BACKGROUND, np.uint8)
-    canvas[: rows + 1, : cols + 1] = BORDER
-    canvas[:rows, :cols] = grid
+    canvas[place.row : bottom + 1, place.col : right + 1] = BORDER
+    canvas[place.row : bottom, place.col : right] = scaled
     return canvas
 
 

@@ -6,15 +6,16 @@ In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `T` t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bridge.arc import Grid, Question
-from bridge.canvas import to_canvas
+from bridge.arc import Grid, Pair
+from bridge.canvas import Placement, to_canvas
 from bridge.errors import InputError
 from bridge.scaling import LAYER_NORM_EPSILON, Scaling
 from bridge.store import Features, Record, frame_map
@@ -47,6 +48,7 @@ class StudentOutput:
 
     logits: jax.Array  # f32[B, N, N, V]
     features: jax.Array  # f32[B, T, F], to be held against the scaled teacher
+    left_out: jax.Array | None = None  # f32[B, P, N, N, V], of the demonstrations
 
 
 # Travels with the student's weights.
@@ -105,44 +107,35 @@ def check_features(features: Array, mask: Array, width: int, max_tokens: int) ->
         raise InputError("features: expected a valid token in every example, got one without")
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """How a question is shown: turned and recolored, and where its grids lie."""
+
+    transform: Transform = field(default_factory=Transform)
+    place: Placement = field(default_factory=Placement)
+
+    @staticmethod
+    def draw(rng: np.random.Generator, longest: int, side: int) -> Augmentation:
+        """Draws one for grids of up to `longest` cells a side."""
+        return Augmentation(Transform.draw(rng), Placement.draw(rng, longest, side))
+
+    def canvas(self, grid: Grid, side: int) -> npt.NDArray[np.uint8]:
+        """Draws a grid so, u8[N, N]."""
+        return to_canvas(self.transform.grid(grid), side, self.place)
+
+
 def demonstration_canvases(
-    question: Question, side: int, count: int
+    pairs: Sequence[Pair], side: int, count: int, augmentation: Augmentation
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Draws a question's first `count` demonstrations.
+    """Draws the first `count` demonstrations.
 
     Returns:
         u8[count, 2, N, N], and bool[count], False for the empty places.
     """
     canvases = np.zeros((count, 2, side, side), np.uint8)
-    mask = np.zeros(count, bool)
-    for i, pair in enumerate(question.demonstrations[:count]):
-        canvases[i] = to_canvas(pair.input, side), to_canvas(pair.output, side)
-        mask[i] = True
-    return canvases, mask
-
-
-def draw(
-    question: Question, answer: Grid | None, transform: Transform | None, side: int, count: int
-) -> dict[str, npt.NDArray]:
-    """Draws a question as a grid student is shown it: the fields of a `Batch` but for the teacher.
-
-    Args:
-        question: what is asked.
-        answer: to train on; None draws zeros.
-        transform: how question and answer are turned and recolored; None leaves them.
-        side: N.
-        count: P.
-    """
-    if transform is not None:
-        question = transform.question(question)
-        answer = None if answer is None else transform.grid(answer)
-    canvases, mask = demonstration_canvases(question, side, count)
-    return {
-        "demonstrations": canvases,
-        "demonstration_mask": mask,
-        "query": to_canvas(question.query, side),
-        "answer": answer_canvas(answer, side),
-    }
+    for i, pair in enumerate(pairs[:count]):
+        canvases[i] = [augmentation.canvas(grid, side) for grid in (pair.input, pair.output)]
+    return canvases, np.arange(count) < len(pairs)
 
 
 def frame_maps(
@@ -176,9 +169,13 @@ def frame_maps(
     return maps.reshape(-1, features.shape[1]), mask.reshape(-1)
 
 
-def answer_canvas(answer: Grid | None, side: int) -> npt.NDArray[np.uint8]:
+def answer_canvas(
+    answer: Grid | None,
+    side: int,
+    augmentation: Augmentation = Augmentation(),
+) -> npt.NDArray[np.uint8]:
     """Draws the answer to train on, or zeros where a question is only to be solved. u8[N, N]."""
-    return np.zeros((side, side), np.uint8) if answer is None else to_canvas(answer, side)
+    return np.zeros((side, side), np.uint8) if answer is None else augmentation.canvas(answer, side)
 
 
 def whole_answer(answer: Grid | None, side: int) -> npt.NDArray[np.uint8]:

@@ -76,9 +76,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """`task * task_loss + feature * (mse * MSE + cosine * (1 - cos) + smooth_l1 * SL1)`."""
+    """Weights of the loss.
+
+    `task * (task_loss + left_out * left_out_loss)
+    + feature * (mse * MSE + cosine * (1 - cos) + smooth_l1 * SL1)`
+    """
 
     task: float = 1.0
+    left_out: float = 0.0
+    """grid: of the task loss of the demonstrations, each answered from the others; about half the
+    price of as many further examples, since each demonstration is read once"""
     feature: float = 0.5
     mse: float = 1.0
     cosine: float = 0.5
@@ -132,10 +139,14 @@ class DataConfig:
     cache: str = "ram"
     """where decoded features are kept: ram (half of what is free), none, or a folder for
     memory-mapped files, which processes share"""
+    rearc: Path | None = None
+    """grid: folder of further pairs of the same tasks, see python -m bridge.rearc; no teacher saw
+    those"""
     max_demonstrations: int = 10
     """grid: how many demonstrations of a question are read"""
     augmented_fraction: float = 0.5
-    """grid: share of each batch that is turned, mirrored and recolored; no teacher saw those"""
+    """grid: share of each batch that is turned, mirrored, recolored, scaled and shifted; no teacher
+    saw those"""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -178,12 +189,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks what needs neither disk nor devices."""
+        if self.model.reads_features and self.data.rearc is not None:
+            raise ValueError("data.rearc: expected none: no teacher saw those pairs")
         if self.model.reads_features and self.data.store is None:
             raise ValueError(
                 f"data.store: a student of kind {self.model.kind} needs a store; run extract first"
             )
         if self.loss.form == "original" and not self.model.reads_features:
             raise ValueError("loss.form: expected corrected with model.kind grid, got original")
+        if self.model.kind != "grid" and self.loss.left_out:
+            raise ValueError("loss.left_out: expected 0 without model.kind grid: it reads no grids")
         if self.model.kind == "original" and self.loss.scaling != "none":
             raise ValueError("loss.scaling: expected none with model.kind original, as it was")
         if min(self.log_steps, self.checkpoint_steps) < 1:

@@ -15,15 +15,16 @@ import numpy.typing as npt
 from bridge.arc import Grid, Question
 from bridge.canvas import fits, side_for
 from bridge.errors import InputError
+from bridge.rearc import is_generated
 from bridge.store import FeatureStore
-from bridge.transforms import Transform
 from bridge.views import prompt_for, task_digest
 from student_jax.batch import (
     TOKEN_BUCKET,
+    Augmentation,
     Batch,
     answer_canvas,
     check_features,
-    draw,
+    demonstration_canvases,
     feature_batch,
     frame_maps,
     whole_answer,
@@ -51,6 +52,20 @@ class Example:
     answer: Grid | None
     bucket: int  # grid: canvas side; feature: padded sequence length
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher's features are there to be learnt, if there is a store."""
+        return self.answer is not None and not is_generated(self.question)
+
+    @property
+    def longest(self) -> int:
+        """Cells along the longest side of all its grids."""
+        grids = [
+            grid for pair in self.question.demonstrations for grid in (pair.input, pair.output)
+        ]
+        grids += [self.question.query, *([] if self.answer is None else [self.answer])]
+        return max(max(grid.shape) for grid in grids)
+
 
 class Examples:
     """Makes batches of examples for one kind of student."""
@@ -63,6 +78,7 @@ class Examples:
         data: DataConfig,
         store: FeatureStore | None,
         side: int | None = None,
+        doubles: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Sorts the questions into buckets.
 
@@ -74,11 +90,13 @@ class Examples:
             data: how many demonstrations, and whether to augment.
             store: the teacher's features, or None for a grid student without a teacher.
             side: of a grid student's canvases; by default the smallest that each question suggests.
+            doubles: task_id -> held-out pairs, for tasks that were left out because they have them.
 
         Raises:
             InputError: if the store cannot serve this student.
         """
         self.model, self.data, self.store, self._side = model, data, store, side
+        self.doubles = dict(doubles or {})
         self._planned: tuple[tuple[int, int, int], list[npt.NDArray[np.int64]]] | None = None
         if store is not None and store.provenance.get("view") != "task":
             raise InputError(
@@ -94,7 +112,7 @@ class Examples:
         ]
         if store is not None:
             for example in self.examples:  # now, not a thousand steps in
-                if example.answer is not None or model.reads_features:
+                if example.has_teacher or model.reads_features:
                     check_shown(store, example.question)
         kept = [e for e in self.examples if e.answer is None or self._has_room(e, e.answer)]
         self.left_out = len(self.examples) - len(kept)
@@ -108,20 +126,20 @@ class Examples:
     def batch(
         self,
         indices: Sequence[int],
-        transforms: Sequence[Transform | None] | None = None,
+        augmentations: Sequence[Augmentation | None] | None = None,
     ) -> Batch:
         """Draws the examples of one bucket.
 
         Args:
             indices: into `examples`, all of the same bucket.
-            transforms: one per example; None leaves an example as its teacher saw it.
+            augmentations: one per example; None leaves an example as its teacher saw it.
         """
         chosen = [self.examples[i] for i in indices]
         if self.model.reads_features:
             return self._feature_batch(chosen)
         drawn = [
-            self._draw(example, transform)
-            for example, transform in zip(chosen, transforms or [None] * len(chosen), strict=True)
+            self._draw(example, how)
+            for example, how in zip(chosen, augmentations or [None] * len(chosen), strict=True)
         ]
         return Batch(**{name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
 
@@ -143,7 +161,7 @@ class Examples:
     def train_batch(self, plan: Plan, step: int) -> Batch:
         """Returns this process' rows of a step's batch: a pure function of plan and step."""
         chosen = self.indices(plan, step)[plan.rows]
-        return self.batch(chosen, self._draw_transforms(plan, step)[plan.rows])
+        return self.batch(chosen, self._augment(plan, step)[plan.rows])
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches show each example at least once."""
@@ -175,15 +193,18 @@ class Examples:
             self._planned = (key, plan_epoch(buckets, *key))
         return self._planned[1]
 
-    def _draw_transforms(self, plan: Plan, step: int) -> list[Transform | None]:
+    def _augment(self, plan: Plan, step: int) -> list[Augmentation | None]:
         """Augments every so many-th example, spread evenly so that devices get equal shares."""
         if self.model.reads_features:
             return [None] * plan.batch_size  # the teacher saw the original
         rng = np.random.default_rng((plan.seed, step))
         share = self.data.augmented_fraction
+        chosen = [self.examples[i] for i in self.indices(plan, step)]
         return [
-            Transform.draw(rng) if int((i + 1) * share) > int(i * share) else None
-            for i in range(plan.batch_size)
+            Augmentation.draw(rng, example.longest, example.bucket)
+            if int((i + 1) * share) > int(i * share)
+            else None
+            for i, example in enumerate(chosen)
         ]
 
     def _has_room(self, example: Example, answer: Grid) -> bool:
@@ -203,17 +224,24 @@ class Examples:
             )
         return min(-(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET, self.model.max_tokens)
 
-    def _draw(self, example: Example, transform: Transform | None) -> dict[str, npt.NDArray]:
-        side = example.bucket
-        teacher, mask = self._teacher_maps(example, side, seen=transform is None)
-        drawn = draw(example.question, example.answer, transform, side, self.count)
-        return {**drawn, "teacher": teacher, "teacher_mask": mask}
+    def _draw(self, example: Example, augmentation: Augmentation | None) -> dict[str, npt.NDArray]:
+        question, side, how = example.question, example.bucket, augmentation or Augmentation()
+        pairs, mask = demonstration_canvases(question.demonstrations, side, self.count, how)
+        teacher, teacher_mask = self._teacher_maps(example, side, seen=augmentation is None)
+        return {
+            "demonstrations": pairs,
+            "demonstration_mask": mask,
+            "query": how.canvas(question.query, side),
+            "answer": answer_canvas(example.answer, side, how),
+            "teacher": teacher,
+            "teacher_mask": teacher_mask,
+        }
 
     def _teacher_maps(
         self, example: Example, side: int, *, seen: bool
     ) -> tuple[npt.NDArray, npt.NDArray]:
         """The teacher's maps, or masked zeros where it never saw this example so."""
-        if self.store is not None and seen and example.answer is not None:
+        if self.store is not None and seen and example.has_teacher:
             name = example.question.example_id
             return frame_maps(self.store.read(name), self.store.record(name), side, self.count)
         tokens = (2 * self.count + 1) * (side // 2) ** 2

@@ -24,10 +24,21 @@ LONG_ENOUGH = 2e-3  # seconds of one matrix product: launching it is then no par
 LARGEST = 16384
 
 
-def example_flops(config: ModelConfig, feature_width: int, batch: Batch) -> float:
-    """Returns the model FLOPs that training spends on one example of a batch of these shapes."""
-    forward = _feature_flops if config.reads_features else _grid_flops
-    return 3.0 * forward(config, feature_width, batch)
+def example_flops(
+    config: ModelConfig, feature_width: int, batch: Batch, *, left_out: bool = False
+) -> float:
+    """Returns the model FLOPs that training spends on one example of a batch of these shapes.
+
+    Args:
+        config: of the student.
+        feature_width: F.
+        batch: for its shapes.
+        left_out: whether the demonstrations are answered, too.
+    """
+    if config.reads_features:
+        return 3.0 * _feature_flops(config, feature_width, batch)
+    answers = 1 + left_out * batch.demonstrations.shape[-4]
+    return 3.0 * _grid_flops(config, feature_width, batch, answers)
 
 
 def _feature_flops(config: ModelConfig, feature_width: int, batch: Batch) -> float:
@@ -41,14 +52,14 @@ def _feature_flops(config: ModelConfig, feature_width: int, batch: Batch) -> flo
     return trunk + outer + head
 
 
-def _grid_flops(config: ModelConfig, feature_width: int, batch: Batch) -> float:
+def _grid_flops(config: ModelConfig, feature_width: int, batch: Batch, answers: int) -> float:
     pairs, side = batch.demonstrations.shape[-4], batch.demonstrations.shape[-1]
     cells, each = side**2, config.tokens_per_pair
     encoder = pairs * config.encoder_depth * _block(config, each + cells, cells, gated=True)
     core = config.depth * config.loops * _block(config, pairs * each + cells, cells, gated=True)
     head = 2 * cells * config.width * NUM_CLASSES
     projectors = (2 * pairs + 1) * 2 * (cells / 4) * config.width * feature_width
-    return encoder + core + head + projectors
+    return encoder + answers * (core + head) + projectors
 
 
 def _block(config: ModelConfig, tokens: int, cells: int, *, gated: bool) -> float:

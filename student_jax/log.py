@@ -220,10 +220,14 @@ def describe(config: TrainConfig, examples: Examples, state: TrainState) -> str:
     """Returns what a user should know before the first step."""
     teacher = examples.store.provenance["weights"] if examples.store else "none"
     left_out = f", {examples.left_out} left out (answer off the canvas)" * bool(examples.left_out)
+    doubles = "".join(
+        f"\nleft out: task {task_id} has what held-out {', '.join(names)} has, but for symmetries"
+        for task_id, names in examples.doubles.items()
+    )
     return (
         f"student: {config.model.kind}, {optax.tree.size(state.params):,} parameters, "
         f"{len(jax.devices())} device(s), {jax.process_count()} process(es)\n"
-        f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}"
+        f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}{doubles}"
     )
 
 

@@ -34,6 +34,7 @@ class LossTerms:
 
     total: jax.Array
     task: jax.Array  # nats per cell
+    left_out: jax.Array  # the same, of the demonstrations; 0 where they are not answered
     mse: jax.Array  # per channel of scaled features: 1 for a student that says 0
     cosine: jax.Array  # 1 - cosine, in [0, 2]
     smooth_l1: jax.Array  # per channel
@@ -95,6 +96,8 @@ def distillation_loss(
         jnp.asarray(batch.teacher),
         output.features,
     )
+    task = task_loss(output.logits, jnp.asarray(batch.answer), weights, divisors)
+    left_out = left_out_loss(output, batch, weights, divisors)
     total = sum_per_token if weights.form == "original" else sum_per_example
     mse, cosine, smooth_l1 = (
         # What has no weight is still told, but nothing is differentiated for it.
@@ -108,11 +111,11 @@ def distillation_loss(
     )
     if weights.form == "original":
         mse = mse * teacher.shape[-1]
-    task = task_loss(output.logits, jnp.asarray(batch.answer), weights, divisors)
     features = weights.mse * mse + weights.cosine * cosine + weights.smooth_l1 * smooth_l1
     return LossTerms(
-        total=weights.task * task + weights.feature * features,
+        total=weights.task * (task + weights.left_out * left_out) + weights.feature * features,
         task=task,
+        left_out=left_out,
         mse=mse,
         cosine=cosine,
         smooth_l1=smooth_l1,
@@ -123,13 +126,34 @@ def task_loss(
     logits: jax.Array, classes: jax.Array, weights: LossConfig, divisors: Divisors
 ) -> jax.Array:
     """Returns the mean over cells and examples of the configured task term, f32[]."""
+    cells = _cells(logits, classes, weights, divisors)
+    return sum_per_example(cells, jnp.ones(cells.shape, bool)) / divisors.examples
+
+
+def left_out_loss(
+    output: StudentOutput, batch: Batch, weights: LossConfig, divisors: Divisors
+) -> jax.Array:
+    """Returns the task term of the demonstrations, f32[]; a lone one has no other to go by."""
+    if output.left_out is None:
+        return jnp.zeros(())
+    cells = _cells(output.left_out, jnp.asarray(batch.demonstrations)[:, :, 1], weights, divisors)
+    shown = jnp.asarray(batch.demonstration_mask)
+    shown = shown & (shown.sum(-1, keepdims=True) > 1)
+    mask = jnp.broadcast_to(shown[..., None, None], cells.shape)
+    return sum_per_example(cells, mask) / divisors.examples
+
+
+def _cells(
+    logits: jax.Array, classes: jax.Array, weights: LossConfig, divisors: Divisors
+) -> jax.Array:
+    """The configured task term of each cell."""
     if weights.task_loss == "focal":
         cells = terms.focal(logits, classes)
     else:
         cells = terms.cross_entropy(logits, classes)
     if weights.task_loss == "class_weighted":
         cells = cells * divisors.class_weights[classes.astype(jnp.int32)]
-    return sum_per_example(cells, jnp.ones(cells.shape, bool)) / divisors.examples
+    return cells
 
 
 def sum_per_example(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import bridge
 import student_jax
 from bridge import config as configs
 from bridge.errors import InputError
+from bridge.rearc import digest_of
 from bridge.store import FeatureStore, check_provenance
 from bridge.store.provenance import code_digest
 from bridge.tree import flatten, unflatten
@@ -32,7 +33,10 @@ MAY_DIFFER = ("out", "log_steps", "data.store", "data.cache", "may_differ", "dry
 NEVER_DIFFER = ("model", "loss.scaling", "loss.form", "optim.ema_decay")
 BUT_FOR = ("model.dropout", "model.compute", "model.remat")
 # Their code comes after training, or beside it.
-NO_PART = ("report", "evaluate", "solve", "export", "import_weights", "torch_export", "__main__")
+NO_PART = (
+    *("report", "evaluate", "solve", "adapt", "adapter", "export", "import_weights"),
+    *("torch_export", "__main__"),
+)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -86,6 +90,8 @@ def notes_on(examples: Examples, store: FeatureStore | None) -> Notes:
         "feature_width": examples.feature_width,
         "teacher": store.provenance if store else None,
         "trained_on": sorted({example.question.task_id for example in examples.examples}),
+        "rearc": examples.data.rearc and digest_of(examples.data.rearc),
+        "doubles": examples.doubles,
         "init": None,
         "code": {
             "version": version("sage-distill"),
@@ -137,6 +143,11 @@ def check_same_data(there: Notes, now: Notes, config: TrainConfig) -> None:
         raise InputError(f"data.store: expected {with_or_not}, as before; {hint}")
     if there["teacher"] is not None:
         check_provenance(now["teacher"], there["teacher"], str(config.data.store), hint)
+    if there.get("rearc") != now["rearc"]:
+        raise InputError(
+            f"{config.out} was trained on other pairs than {config.data.rearc} holds; give another "
+            "--out"
+        )
     before = (there.get("init") or {}).get("trained_on", [])  # by the run it started from
     different = set(there["trained_on"]) ^ {*now["trained_on"], *before}
     if different:

@@ -5,7 +5,7 @@ python -m student_jax.solve 007bbfb7 --checkpoint runs/quickstart/grid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,14 +22,15 @@ from bridge.predictions import write_predictions
 from bridge.render import PALETTE
 
 if TYPE_CHECKING:
+    from student_jax.adapter import AdaptConfig, Adapted
     from student_jax.solver import Solver
 
 TIERS = {None: "zero-shot", "tokens": "adapted task tokens", "weights": "adapted weights"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolveConfig:
-    """What to solve with which student."""
+class Asked:
+    """Which tasks, of which student."""
 
     task: Annotated[str | None, tyro.conf.Positional] = None
     """an ARC-AGI-1 task id or a task's JSON file; none: all tasks of --source or --split"""
@@ -39,14 +40,6 @@ class SolveConfig:
     """its latest checkpoint, or the one that answered the most held-out questions"""
     views: int = 1
     """of each question, turned, mirrored and recolored, to vote on; all in few calls"""
-    adapt: Literal["tokens", "weights"] | None = None
-    """learn each task's demonstrations first: the task tokens alone, or all weights, per task"""
-    steps: int = 100
-    """adapt: at most, for each task"""
-    seconds: float = 60.0
-    """adapt: at most, for each task on average; what is learnt by then answers"""
-    store: str | None = None
-    """feature student: the teacher's features; by default those it was trained on"""
     source: str | None = None
     """arcagi/evaluation, a folder, a Kaggle file; by default the tasks of the training run. With
     TASK: where its id is looked up"""
@@ -63,6 +56,21 @@ class SolveConfig:
             raise ValueError(f"views: expected at least 1, got {self.views}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SolveConfig(Asked):
+    """What to solve with which student."""
+
+    adapt: Literal["tokens", "weights"] | None = None
+    """learn each task's demonstrations first: the task tokens alone, or all weights, per task;
+    python -m student_jax.adapt has all settings"""
+    steps: int = 100
+    """adapt: at most, for each task"""
+    seconds: float = 60.0
+    """adapt: at most, for each task on average; what is learnt by then answers"""
+    store: str | None = None
+    """feature student: the teacher's features; by default those it was trained on"""
+
+
 def main(config: SolveConfig) -> None:
     """Answer ARC tasks with a trained student.
 
@@ -70,13 +78,34 @@ def main(config: SolveConfig) -> None:
     Without, it writes a predictions file for python -m student_jax.evaluate. The student is given
     tasks with the test outputs removed.
     """
+    learning = None
+    if config.adapt is not None:
+        from student_jax.adapter import AdaptConfig
+
+        learning = AdaptConfig(tier=config.adapt, steps=config.steps, seconds=config.seconds)
+    solve(config, learning, config.store)
+
+
+def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None) -> None:
+    """Answers the tasks and prints or writes the attempts.
+
+    Args:
+        config: which tasks.
+        learning: how each task is learnt first; None for not at all.
+        store: of a feature student, see `Solver.solve`.
+    """
     sources = (config.source,) if config.source else ARC_AGI_1
     single = find_task(config.task, sources) if config.task else None
-    from student_jax.solver import load_solver  # jax takes a second; a bad task should not
+    from student_jax.solver import by_task, load_solver  # jax takes a second; a bad task should not
 
     solver = load_solver(config.checkpoint, config.which)
     tasks = {single.task_id: single} if single else choose_tasks(config, solver)
-    attempts = answer(config, solver, [task.blind() for task in tasks.values()])
+    blind = [task.blind() for task in tasks.values()]
+    adapted = learn(solver, learning, blind, config.views) if learning else {}
+    attempts = {task_id: each.attempts for task_id, each in adapted.items()}
+    if learning is None:
+        questions = [question for task in blind for question in open_questions(task)]
+        attempts = by_task(blind, solver.solve(questions, store, config.views))
     if single is not None:
         note = "trained on" if single.task_id in solver.trained_on else "not trained on"
         print_attempts(Console(), single, attempts[single.task_id], note)
@@ -86,13 +115,17 @@ def main(config: SolveConfig) -> None:
         "student": solver.config.model.kind,
         "parameters": solver.num_parameters,
         "needs_teacher": solver.config.model.reads_features,
-        "tier": TIERS[config.adapt],
+        "tier": TIERS[learning.tier if learning else None],
         "teacher": solver.teacher,
         "checkpoint": str(config.checkpoint),
         "step": solver.step,
         "which": config.which,
         "views": config.views,
-        "learning": {"steps": config.steps, "seconds": config.seconds} if config.adapt else None,
+        "learning": asdict(learning) if learning else None,
+        "adapted": {
+            task_id: {"fit": each.fit, "steps": each.steps, "seconds": each.seconds}
+            for task_id, each in adapted.items()
+        },
         "source": config.source or solver.config.data.tasks.source,
         "trained_on": sorted(set(tasks) & solver.trained_on),
     }
@@ -101,7 +134,7 @@ def main(config: SolveConfig) -> None:
     print(f"predictions: {out}: {len(tasks)} tasks, {sum(map(len, attempts.values()))} test inputs")
 
 
-def choose_tasks(config: SolveConfig, solver: Solver) -> dict[str, Task]:
+def choose_tasks(config: Asked, solver: Solver) -> dict[str, Task]:
     """Returns the tasks that are asked for.
 
     Raises:
@@ -117,32 +150,20 @@ def choose_tasks(config: SolveConfig, solver: Solver) -> dict[str, Task]:
     return tasks
 
 
-def answer(
-    config: SolveConfig, solver: Solver, blind: list[Task]
-) -> dict[str, tuple[Attempts, ...]]:
-    """Returns the attempts for every task, learning it first where that is asked for.
+def learn(
+    solver: Solver, learning: AdaptConfig, blind: list[Task], views: int
+) -> dict[str, Adapted]:
+    """Learns each task and says what became of it; in the order of the tasks."""
+    from student_jax.adapter import Adapter
 
-    Args:
-        config: how.
-        solver: the student.
-        blind: tasks without test outputs.
-    """
-    if config.adapt is None:
-        from student_jax.solver import by_task
-
-        questions = [question for task in blind for question in open_questions(task)]
-        return by_task(blind, solver.solve(questions, config.store, config.views))
-    from student_jax.adapter import AdaptConfig, Adapter
-
-    settings = AdaptConfig(tier=config.adapt, steps=config.steps, seconds=config.seconds)
-    attempts = {}
-    for task_id, adapted in Adapter(solver, settings).adapt(blind, config.views):
-        attempts[task_id] = adapted.attempts
+    found = {}
+    for task_id, adapted in Adapter(solver, learning).adapt(blind, views):
+        found[task_id] = adapted
         print(
             f"{task_id}: {adapted.fit:.1%} of the demonstrations' cells after {adapted.steps} "
             f"steps, {adapted.seconds:.1f} s"
         )
-    return {task.task_id: attempts[task.task_id] for task in blind}
+    return {task.task_id: found[task.task_id] for task in blind}
 
 
 def print_attempts(console: Console, task: Task, attempts: tuple[Attempts, ...], note: str) -> None:

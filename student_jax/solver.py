@@ -20,7 +20,7 @@ from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.store import FeatureStore, check_provenance
 from bridge.transforms import Transform
-from student_jax.batch import Batch, scale_teacher
+from student_jax.batch import Augmentation, Batch, scale_teacher
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Examples
@@ -123,8 +123,9 @@ def answer_all(
     for _, asked in sorted(buckets.items()):
         for start in range(0, len(asked), BATCH):
             chosen = asked[start : start + BATCH]
-            indices, transforms = zip(*chosen, *[chosen[-1]] * (BATCH - len(chosen)), strict=True)
-            log_probs = np.asarray(predict(params, scaling, examples.batch(indices, transforms)))
+            indices, shown = zip(*chosen, *[chosen[-1]] * (BATCH - len(chosen)), strict=True)
+            batch = examples.batch(indices, [Augmentation(view) for view in shown])
+            log_probs = np.asarray(predict(params, scaling, batch))
             for (i, view), values in zip(chosen, log_probs, strict=False):
                 answers[i].append((view, read(values)))
     return {

@@ -42,7 +42,8 @@ def train_step(
         if config.loss.form == "original":  # its optimizer never saw the projector
             params = {**params, PROJECTOR: jax.lax.stop_gradient(params[PROJECTOR])}
         share = scale_teacher(share, state.scaling)
-        output = model.apply({"params": params}, share, train=True, rngs={"dropout": key})
+        also: dict[str, Any] = {"left_out": True} if config.loss.left_out else {}
+        output = model.apply({"params": params}, share, train=True, rngs={"dropout": key}, **also)
         terms = distillation_loss(output, share, config.loss, divisors)  # pyright: ignore[reportArgumentType]
         return terms.total, terms
 

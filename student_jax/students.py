@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bridge.canvas import NUM_CLASSES
 from student_jax.batch import Array, Batch, StudentOutput, check_features
@@ -153,12 +154,45 @@ class GridStudent(nn.Module):
         states = x[:, task.tokens.shape[1] :].reshape(batch, side, side, -1)
         return self.head(states), states
 
-    def __call__(self, batch: Batch, *, train: bool = False) -> StudentOutput:
-        """Answers a batch and projects its cell states to the teacher's patch maps."""
+    def answer_each(self, task: TaskTokens, inputs: Array, *, train: bool = False) -> jax.Array:
+        """Answers every demonstration's input from the other demonstrations.
+
+        Each is read once and serves P - 1 times: what its own pair left behind is masked.
+
+        Args:
+            task: from `encode_task`.
+            inputs: u8[B, P, N, N].
+            train: whether dropout is on.
+
+        Returns:
+            Logits f32[B, P, N, N, V].
+        """
+        batch, pairs, side, _ = inputs.shape
+        others = ~np.eye(pairs, dtype=bool).repeat(self.config.tokens_per_pair, 1)  # [P, P * K]
+        mask = task.mask[:, None] & others[None]
+        left_out = TaskTokens(
+            tokens=jnp.repeat(task.tokens, pairs, axis=0), mask=mask.reshape(batch * pairs, -1)
+        )
+        logits, _ = self.answer(left_out, inputs.reshape(-1, side, side), train=train)
+        return logits.reshape(batch, pairs, *logits.shape[1:])
+
+    def __call__(
+        self, batch: Batch, *, train: bool = False, left_out: bool = False
+    ) -> StudentOutput:
+        """Answers a batch and projects its cell states to the teacher's patch maps.
+
+        Args:
+            batch: see `Batch`.
+            train: whether dropout is on.
+            left_out: answer the demonstrations too, see `answer_each`.
+        """
         task, pair_states = self.encode_task(
             batch.demonstrations, batch.demonstration_mask, train=train
         )
         logits, query_states = self.answer(task, batch.query, train=train)
+        each = None
+        if left_out:
+            each = self.answer_each(task, batch.demonstrations[:, :, 0], train=train)
         pair_patches, query_patches = to_patches(pair_states), to_patches(query_states)
         frames = jnp.stack(
             [self.input_projector(pair_patches), self.output_projector(pair_patches)], 2
@@ -167,7 +201,7 @@ class GridStudent(nn.Module):
         features = jnp.concatenate(
             [frames.reshape(size, -1, width), self.query_projector(query_patches)], 1
         )
-        return StudentOutput(logits=logits, features=features)
+        return StudentOutput(logits=logits, features=features, left_out=each)
 
     def _with_prefix(
         self, prefix: jax.Array, cells: jax.Array, side: int

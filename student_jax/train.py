@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from bridge import config as configs
 from bridge.arc import Task, all_questions, known_answers
+from bridge.duplicates import content_key, keys_of
 from bridge.errors import InputError
+from bridge.rearc import generated_questions, load_generated
 from bridge.scaling import Scaling, covariance_of, layer_norm, no_scaling, phi_s, standardise
 from bridge.stop import Stop
 from bridge.store import FeatureStore
@@ -49,7 +51,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     check_divides(config, mesh.devices.size)
     store = FeatureStore(config.data.store, config.data.cache) if config.data.store else None
     training, held_out = config.data.tasks.split(config.data.tasks.load())
-    examples = load_examples(config, training, store)
+    examples = load_examples(config, training, held_out, store)
     width, size, total = examples.feature_width, config.optim.batch_size, config.optim.total_steps
     plan = Plan(config.seed, size, processes.own_rows(size))
     if config.dry_run:
@@ -108,7 +110,8 @@ def train(config: TrainConfig) -> dict[str, float]:
             asked = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - asked
-            flops = size * example_flops(config.model, width, batch)
+            left_out = config.loss.left_out > 0
+            flops = size * example_flops(config.model, width, batch, left_out=left_out)
             with jax.transfer_guard("disallow"):  # a hidden copy is an error, not a slow step
                 state, metrics = step_fn(state, batch)
             step += 1
@@ -159,13 +162,32 @@ def asked_to_stop(stop: Stop, step: int, log_steps: int) -> bool:
 
 
 def load_examples(
-    config: TrainConfig, tasks: dict[str, Task], store: FeatureStore | None
+    config: TrainConfig,
+    tasks: dict[str, Task],
+    held_out: dict[str, Task],
+    store: FeatureStore | None,
 ) -> Examples:
-    """Returns the examples to train on: every pair of the tasks is a question once."""
-    questions = [question for task in tasks.values() for question in all_questions(task)]
-    answers = {name: grid for task in tasks.values() for name, grid in known_answers(task).items()}
+    """Returns the examples to train on: every pair of the tasks is a question once.
+
+    A task that has a pair of a held-out one, turned, mirrored and recolored in any way, is left
+    out, and so is such a generated pair.
+    """
+    held = keys_of(held_out.values())
+    shared = {task_id: held.keys() & keys_of([task]).keys() for task_id, task in tasks.items()}
+    kept = [task for task_id, task in tasks.items() if not shared[task_id]]
+    doubles = {task_id: sorted(held[min(keys)]) for task_id, keys in shared.items() if keys}
+    questions = [question for task in kept for question in all_questions(task)]
+    answers = {name: grid for task in kept for name, grid in known_answers(task).items()}
+    if config.data.rearc is not None:
+        task_ids = {task.task_id for task in kept}
+        generated = load_generated(config.data.rearc, task_ids, config.data.tasks.max_side)
+        for task_id, pairs in generated.items():
+            fresh = [pair for pair in pairs if content_key(pair) not in held]
+            more, known = generated_questions(task_id, fresh)
+            questions += more
+            answers |= known
     questions = [question for question in questions if question.example_id in answers]
-    examples = Examples(questions, answers, config.model, config.data, store)
+    examples = Examples(questions, answers, config.model, config.data, store, doubles=doubles)
     if not examples.examples:
         raise InputError("data.tasks: no training example is left; raise max_side or limit")
     return examples

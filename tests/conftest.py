@@ -156,7 +156,7 @@ def examples_of(config, store=None):
     from student_jax.train import load_examples
 
     training, _ = config.data.tasks.split(config.data.tasks.load())
-    return load_examples(config, training, store)
+    return load_examples(config, training, {}, store)
 
 
 def metric_lines(out):

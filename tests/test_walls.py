@@ -15,8 +15,10 @@ from tests.conftest import ROOT
 COMMANDS = [
     "teacher_torch.extract",
     "bridge.store",
+    "bridge.rearc",
     "student_jax.train",
     "student_jax.solve",
+    "student_jax.adapt",
     "student_jax.evaluate",
     "student_jax.report",
     "student_jax.checkpoints",

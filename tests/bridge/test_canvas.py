@@ -2,9 +2,22 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bridge.arc import Pair, Question
-from bridge.canvas import NUM_CLASSES, SIDES, decode, fits, side_for, smallest_side, to_canvas
+from bridge.canvas import (
+    BACKGROUND,
+    BORDER,
+    NUM_CLASSES,
+    SIDES,
+    Placement,
+    decode,
+    fits,
+    side_for,
+    smallest_side,
+    to_canvas,
+)
 from bridge.errors import InputError
 
 
@@ -72,3 +85,22 @@ def test_to_canvas_refuses_a_grid_that_does_not_fit():
     assert not fits(zeros(8, 1), 8)
     with pytest.raises(ValueError, match="under 8"):
         to_canvas(zeros(8, 1), 8)
+
+
+def test_placement_scales_every_cell_and_moves_the_corner():
+    grid = np.array([[3, 1]], np.uint8)
+    expected = np.full((8, 8), BACKGROUND)
+    expected[1:4, 2:7] = BORDER
+    expected[1:3, 2:6] = [[3, 3, 1, 1]] * 2
+    np.testing.assert_array_equal(to_canvas(grid, 8, Placement(2, 1, 2)), expected)
+
+
+@given(st.integers(0, 1000), st.integers(1, 11))
+def test_drawn_placements_leave_room_and_are_not_all_alike(seed, longest):
+    rng = np.random.default_rng(seed)
+    grid = np.ones((longest, longest), np.uint8)
+    drawn = {Placement.draw(rng, longest, 12) for _ in range(20)}
+    for place in drawn:
+        canvas = to_canvas(grid, 12, place)
+        assert (canvas == 1).sum() == (place.scale * longest) ** 2
+    assert len(drawn) > 1 or longest == 11

@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.arc import Pair
+from bridge.canvas import BACKGROUND
 from bridge.errors import InputError
 from bridge.store import FeatureStore
+from bridge.transforms import Transform
 from student_jax.data import Plan, plan_epoch
+from student_jax.train import load_examples
 from teacher_torch.extract import main as extract
 from tests.conftest import examples_of
 
@@ -126,3 +130,48 @@ def test_sequence_beyond_the_models_positions_is_one_line(train_config, store_pa
     config = train_config(**{"model.kind": "feature", "model.max_tokens": longest})
     batch = examples_of(config, store).batch([0])
     assert batch.teacher.shape[1] == longest  # not rounded up beyond what the student can hold
+
+
+def test_generated_pairs_are_trained_on_without_a_teacher(train_config, store_path, tmp_path):
+    (tmp_path / "1a.json").write_text(
+        json.dumps([{"input": [[i, 0]], "output": [[0, i]]} for i in range(5)])
+    )
+    config = train_config(**{"data.rearc": str(tmp_path), "data.augmented_fraction": 0.0})
+    examples = examples_of(config, FeatureStore(store_path))
+    generated = [i for i, e in enumerate(examples.examples) if not e.has_teacher]
+    assert len(generated) == 5
+    batch = examples.batch(generated[:2])
+    assert not batch.teacher_mask.any()
+    np.testing.assert_array_equal(batch.query[1, 0, :2], [1, 0])
+    np.testing.assert_array_equal(batch.answer[1, 0, :2], [0, 1])
+
+
+def test_task_that_has_a_held_out_pair_in_another_guise_is_left_out(train_config):
+    config = train_config(store=None)
+    tasks = config.data.tasks.load()
+    names = sorted(tasks)
+    turned = Transform(3, tuple(range(9, -1, -1)))
+    first = tasks[names[0]].demonstrations[0]
+    held_out = replace(
+        tasks[names[-1]],
+        demonstrations=(Pair(turned.grid(first.input), turned.grid(first.output)),),
+        test_outputs=None,
+    )
+    training = {name: tasks[name] for name in names[:-1]}
+    examples = load_examples(config, training, {names[-1]: held_out}, None)
+    assert {e.question.task_id for e in examples.examples} == set(names[1:-1])
+    assert examples.doubles == {names[0]: [f"{names[-1]}_train_0"]}
+
+
+def test_augmented_examples_are_moved_and_scaled_all_alike(train_config):
+    config = train_config(store=None, **{"data.augmented_fraction": 1.0})
+    examples = examples_of(config)
+    places = set()
+    for step in range(8):
+        batch = examples.train_batch(Plan(0, 4), step)
+        for i in range(4):
+            shown = [batch.query[i], *batch.demonstrations[i][batch.demonstration_mask[i]][:, 0]]
+            corners = {tuple(np.argwhere(canvas != BACKGROUND).min(0)) for canvas in shown}
+            assert len(corners) == 1
+            places |= corners
+    assert len(places) > 3

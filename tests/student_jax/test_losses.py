@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,3 +226,25 @@ def test_standardise_makes_a_student_that_says_zero_cost_one_per_channel():
     assert float(squared_error(jnp.zeros_like(standard), standard).mean()) == pytest.approx(
         1, rel=1e-3
     )
+
+
+def test_left_out_demonstrations_cost_as_much_as_questions_do_and_a_lone_one_nothing():
+    rng = np.random.default_rng(6)
+    batch = make_batch(rng, np.zeros((3, 3), bool))
+    shown = np.array([[True, True, False], [True, True, True], [True, False, False]])
+    batch = replace(
+        batch,
+        demonstrations=rng.integers(0, 12, (3, 3, 2, 8, 8)).astype(np.uint8),
+        demonstration_mask=shown,
+    )
+    said = rng.normal(size=(3, 3, 8, 8, 12))
+    output = StudentOutput(
+        logits=jnp.zeros((3, 8, 8, 12)), features=jnp.zeros((3, 3, 4)), left_out=jnp.array(said)
+    )
+    got = distillation_loss(output, batch, LossConfig(left_out=0.5))
+    log_probs = said - np.log(np.exp(said).sum(-1, keepdims=True))
+    answers = batch.demonstrations[:, :, 1].astype(int)
+    nats = -np.take_along_axis(log_probs, answers[..., None], -1)[..., 0].mean((2, 3))  # [B, P]
+    expected = (nats[0, :2].mean() + nats[1].mean() + 0) / 3
+    assert float(got.left_out) == pytest.approx(expected, rel=1e-5)
+    assert float(got.total) == pytest.approx(np.log(12) + 0.5 * expected, rel=1e-5)

@@ -103,6 +103,28 @@ def test_what_shares_the_batch_does_not_change_the_answer(grid_student):
     np.testing.assert_allclose(grid_student(swapped)[::-1], grid_student(batch), atol=1e-5)
 
 
+def test_each_demonstration_is_answered_as_if_its_own_pair_were_not_there():
+    model = make_student(ModelConfig(kind="grid", **SMALL), 4)
+    batch = replace(
+        grid_batch(pairs=3), demonstration_mask=np.array([[True] * 3, [True, True, False]])
+    )
+    params = jax.jit(model.init)(jax.random.key(0), batch)
+    each = jax.jit(lambda batch: model.apply(params, batch, left_out=True).left_out)(batch)
+    assert each.shape == (2, 3, 8, 8, 12)
+    alone = jax.jit(lambda batch: model.apply(params, batch).logits)
+    for i in range(3):
+        rest = [j for j in range(3) if j != i]
+        others = replace(
+            batch,
+            demonstrations=batch.demonstrations[:, rest],
+            demonstration_mask=batch.demonstration_mask[:, rest],
+            query=batch.demonstrations[:, i, 0],
+            teacher=batch.teacher[:, :80],
+            teacher_mask=batch.teacher_mask[:, :80],
+        )
+        np.testing.assert_allclose(each[:, i], alone(others), atol=1e-5)
+
+
 def test_padding_does_not_change_a_feature_student():
     model = make_student(ModelConfig(kind="feature", canvas=8, max_tokens=32, **SMALL), 4)
     batch = feature_batch(12)
