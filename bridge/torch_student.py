@@ -22,7 +22,7 @@ from bridge.canvas import NUM_CLASSES
 
 FLAX_EPSILON = 1e-6  # of flax.linen.LayerNorm
 LAYER_NORM_EPSILON = 1e-5  # as bridge/scaling.py
-ROPE_BASE = 100.0  # as student_jax/trunk.py
+ROPE_BASE, LINE_ROPE_BASE = 100.0, 10_000.0  # as student_jax/trunk.py
 
 
 class OriginalMirror(nn.Module):
@@ -93,10 +93,12 @@ class Scale(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and MLP, gated and with a 3 x 3 depthwise convolution on a canvas."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, *, on_canvas: bool) -> None:
+    def __init__(self, config: Mapping[str, Any], *, on_canvas: bool) -> None:
         """Makes the layers."""
         super().__init__()
-        self.heads, self.on_canvas = heads, on_canvas
+        width, mlp_width = config["width"], config["mlp_width"]
+        self.heads, self.on_canvas = config["heads"], on_canvas
+        self.convolves = on_canvas and config["convolution"]
         self.norm1 = nn.LayerNorm(width, FLAX_EPSILON)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -108,7 +110,7 @@ class Block(nn.Module):
         self.gate = nn.Linear(width, mlp_width) if on_canvas else nn.Identity()
         self.conv = (
             nn.Conv2d(mlp_width, mlp_width, 3, padding=1, groups=mlp_width, bias=False)
-            if on_canvas
+            if self.convolves
             else nn.Identity()
         )
 
@@ -129,6 +131,8 @@ class Block(nn.Module):
         if not self.on_canvas:
             return x + self.down(functional.gelu(self.up(normed)))
         hidden = functional.silu(self.gate(normed)) * self.up(normed)
+        if not self.convolves:
+            return x + self.down(hidden)
         prefix = x.shape[1] - side * side
         cells = hidden[:, prefix:].transpose(1, 2).reshape(x.shape[0], -1, side, side)
         mixed = self.conv(cells).flatten(2).transpose(1, 2)
@@ -164,12 +168,7 @@ class Trunk(nn.Module):
         """Makes the blocks."""
         super().__init__()
         width = config["width"]
-        self.blocks = nn.ModuleList(
-            [
-                Block(width, config["heads"], config["mlp_width"], on_canvas=on_canvas)
-                for _ in range(depth)
-            ]
-        )
+        self.blocks = nn.ModuleList([Block(config, on_canvas=on_canvas) for _ in range(depth)])
         self.rounds = nn.Parameter(torch.zeros(loops, width))
         self.norm = nn.LayerNorm(width, FLAX_EPSILON)
 
@@ -228,7 +227,7 @@ class GridMirror(nn.Module):
         super().__init__()
         width = config["width"]
         self.head_width = width // config["heads"]
-        self.tokens_per_pair = config["tokens_per_pair"]
+        self.tokens_per_pair, self.positions = config["tokens_per_pair"], config["positions"]
         self.encoder = Trunk(config, config["encoder_depth"], 1, on_canvas=True)
         self.core = Trunk(config, config["depth"], config["loops"], on_canvas=True)
         self.color = nn.Embedding(NUM_CLASSES, width)
@@ -259,16 +258,19 @@ class GridMirror(nn.Module):
         prefix = self.pair_tokens[None].expand(batch * pairs, -1, -1)
         x = torch.cat([prefix, cells], 1)
         everywhere = torch.ones(x.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
-        angles = _rotary_angles(side, self.tokens_per_pair, self.head_width).to(x.device)
+        angles = self._angles(side, self.tokens_per_pair).to(x.device)
         x = self.encoder(x, everywhere, angles, side)
         tokens = x[:, : self.tokens_per_pair].reshape(batch, pairs * self.tokens_per_pair, -1)
 
         x = torch.cat([tokens, self.color(query.long().reshape(batch, side * side))], 1)
         known = mask.repeat_interleave(self.tokens_per_pair, 1)
         everywhere = torch.ones(batch, side * side, dtype=torch.bool, device=x.device)
-        angles = _rotary_angles(side, tokens.shape[1], self.head_width).to(x.device)
+        angles = self._angles(side, tokens.shape[1]).to(x.device)
         x = self.core(x, torch.cat([known, everywhere], 1), angles, side)
         return self.head(x[:, tokens.shape[1] :]).reshape(batch, side, side, NUM_CLASSES)
+
+    def _angles(self, side: int, prefix: int) -> torch.Tensor:
+        return _rotary_angles(side, prefix, self.head_width, self.positions)
 
 
 def make_mirror(
@@ -303,8 +305,13 @@ def _masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (x * valid).sum(1) / valid.sum(1).clamp(min=1)
 
 
-def _rotary_angles(side: int, prefix: int, head_width: int) -> torch.Tensor:
+def _rotary_angles(side: int, prefix: int, head_width: int, positions: str) -> torch.Tensor:
     """As `student_jax.trunk.rotary_angles`: f32[prefix + N * N, head_width / 2]."""
+    if positions == "1-d":
+        half = head_width // 2
+        frequencies = LINE_ROPE_BASE ** (-torch.arange(half) / half)
+        line = torch.arange(side * side)[:, None] * frequencies[None]
+        return torch.cat([torch.zeros(prefix, half), line])
     quarter = head_width // 4
     frequencies = ROPE_BASE ** (-torch.arange(quarter) / quarter)
     position = torch.arange(side)[:, None] * frequencies[None]

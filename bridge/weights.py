@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from bridge.errors import InputError
 
 Array = npt.NDArray[Any]
+MODEL = "model.safetensors"  # in an export's folder
 Flat = dict[str, Array]  # dotted name -> array
 Shapes = Mapping[str, tuple[int, ...]]  # dotted Flax name -> shape
 
@@ -102,6 +103,11 @@ def check_leaf(name: str, value: Array | None, shape: tuple[int, ...], where: st
         raise InputError(f"{wanted}, got no such leaf")
     if value.dtype != np.float32 or value.shape != shape:
         raise InputError(f"{wanted}, got {value.dtype} {list(value.shape)}")
+
+
+def is_release(folder: Path) -> bool:
+    """Whether it is a released student's folder, and not a training run's."""
+    return (folder / MODEL).is_file()
 
 
 def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:

@@ -32,6 +32,11 @@ class ModelConfig:
     """grid: blocks that read one demonstration"""
     tokens_per_pair: int = 8
     """grid: task tokens that a demonstration leaves behind"""
+    positions: Literal["2-d", "1-d"] = "2-d"
+    """grid: rotary angles of a cell's row and column, or of its place in reading order, to see what
+    the second dimension is worth"""
+    convolution: bool = True
+    """grid: 3 x 3 depthwise, inside the gate of each MLP"""
     canvas: int = 32
     """feature: side of the answer's canvas"""
     max_tokens: int = 6144

@@ -86,6 +86,9 @@ def describe(solver: Solver, digest: str) -> dict[str, Any]:
         "weights_sha256": digest,
         "teacher": solver.teacher,
         "trained_on": sorted(solver.trained_on),
+        "data": {
+            name: config["data"][name] for name in ("tasks", "max_demonstrations")
+        },  # which tasks were held out
     }
 
 

@@ -66,7 +66,8 @@ def _block(config: ModelConfig, tokens: int, cells: int, *, gated: bool) -> floa
     width, hidden = config.width, config.mlp_width
     attention = 4 * 2 * tokens * width**2 + 2 * 2 * tokens**2 * width
     mlp = (3 if gated else 2) * 2 * tokens * width * hidden
-    return attention + mlp + gated * 2 * 9 * cells * hidden  # the 3 x 3 convolution
+    convolved = gated and config.convolution
+    return attention + mlp + convolved * 2 * 9 * cells * hidden
 
 
 @functools.cache

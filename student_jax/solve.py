@@ -20,11 +20,13 @@ from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.predictions import write_predictions
 from bridge.render import PALETTE
+from bridge.weights import is_release
 
 if TYPE_CHECKING:
     from student_jax.adapter import AdaptConfig, Adapted
     from student_jax.solver import Solver
 
+NANO = Path(__file__).parent / "nano"  # comes with the package
 TIERS = {None: "zero-shot", "tokens": "adapted task tokens", "weights": "adapted weights"}
 
 
@@ -34,10 +36,10 @@ class Asked:
 
     task: Annotated[str | None, tyro.conf.Positional] = None
     """an ARC-AGI-1 task id or a task's JSON file; none: all tasks of --source or --split"""
-    checkpoint: Path = Path("runs/quickstart/grid")
-    """a training run's folder"""
+    checkpoint: Path = NANO
+    """a training run's folder, or a released student's; by default the one of the package"""
     which: Literal["latest", "best"] = "latest"
-    """its latest checkpoint, or the one that answered the most held-out questions"""
+    """a run's latest checkpoint, or the one that answered the most held-out questions"""
     views: int = 1
     """of each question, turned, mirrored and recolored, to vote on; all in few calls"""
     source: str | None = None
@@ -46,7 +48,8 @@ class Asked:
     split: Literal["dev", "train", "all"] = "dev"
     """which of the training run's tasks: held out, trained on, or both"""
     out: Path | None = None
-    """predictions file to write; by default predictions.json in the checkpoint's folder"""
+    """predictions file to write; by default predictions.json in the run's folder, or runs/solve of
+    a released student"""
 
     def __post_init__(self) -> None:
         """Checks that no option would go unheeded."""
@@ -110,7 +113,8 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
         note = "trained on" if single.task_id in solver.trained_on else "not trained on"
         print_attempts(Console(), single, attempts[single.task_id], note)
         return
-    out = config.out or config.checkpoint / "predictions.json"
+    folder = Path("runs/solve") if is_release(config.checkpoint) else config.checkpoint
+    out = config.out or folder / "predictions.json"
     about = {
         "student": solver.config.model.kind,
         "parameters": solver.num_parameters,

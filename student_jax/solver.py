@@ -20,10 +20,12 @@ from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.store import FeatureStore, check_provenance
 from bridge.transforms import Transform
+from bridge.weights import is_release
 from student_jax.batch import Augmentation, Batch, scale_teacher
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Examples
+from student_jax.release import read_release
 from student_jax.step import make_mesh, replicated
 from student_jax.students import make_student
 from student_jax.vote import tally, views_of
@@ -78,15 +80,28 @@ class Solver:
 
 
 def load_solver(out: Path, which: Which = "latest") -> Solver:
-    """Reads a training run's checkpoint.
+    """Reads a training run's checkpoint, or a released student.
 
     Args:
-        out: the run's folder.
+        out: the folder.
         which: the latest, or the one that answered the most held-out questions.
 
     Raises:
         InputError: if there is none.
     """
+    if is_release(out):
+        release = read_release(out)
+        about = release.about
+        return Solver(
+            config=release.config,
+            step=about["step"],
+            teacher=about["teacher"],
+            trained_on=frozenset(about["trained_on"]),
+            feature_width=about["feature_width"],
+            params=release.params,
+            scaling=release.scaling,
+            predict=make_predict(release.config.model, about["feature_width"]),
+        )
     # Orbax restores in all processes together or not at all.
     alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     sharding = alone if jax.process_count() == 1 else replicated(make_mesh())

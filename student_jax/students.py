@@ -90,6 +90,7 @@ class GridStudent(nn.Module):
         sizes = {
             "heads": config.heads,
             "mlp_width": config.mlp_width,
+            "convolution": config.convolution,
             "dropout": config.dropout,
             "dtype": jnp.dtype(config.compute),
             "remat": config.remat,
@@ -206,7 +207,8 @@ class GridStudent(nn.Module):
     def _with_prefix(
         self, prefix: jax.Array, cells: jax.Array, side: int
     ) -> tuple[jax.Array, jax.Array]:
-        angles = rotary_angles(side, prefix.shape[1], self.config.width // self.config.heads)
+        head_width = self.config.width // self.config.heads
+        angles = rotary_angles(side, prefix.shape[1], head_width, self.config.positions)
         return jnp.concatenate([prefix, cells], 1), angles
 
 

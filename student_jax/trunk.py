@@ -18,6 +18,7 @@ from student_jax.terms import orthogonal
 
 DType = Any  # jnp.float32 or jnp.bfloat16, of activations; weights are f32
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
+LINE_ROPE_BASE = 10_000.0  # arXiv 2104.09864, section 3.2.2: a line has up to 1024 cells
 
 
 def keep_bias(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
@@ -30,17 +31,22 @@ def keep_bias(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
     return [*(jnp.asarray(value, dtype) for value in values), *bias]
 
 
-def rotary_angles(side: int, prefix: int, head_width: int) -> jax.Array:
-    """Returns the angles of 2-D rotary position embedding for `prefix` tokens and then a canvas.
+def rotary_angles(side: int, prefix: int, head_width: int, positions: str) -> jax.Array:
+    """Returns the angles of rotary position embedding for `prefix` tokens and then a canvas.
 
-    The first half of a head turns with the row, the second with the column; prefix tokens do not
-    turn at all.
+    2-d: the first half of a head turns with the row, the second with the column. 1-d: all of it
+    turns with the place in reading order. Prefix tokens do not turn at all.
 
     Source: RoPE, arXiv 2104.09864; axial 2-D form, arXiv 2403.13298.
 
     Returns:
         f32[prefix + N * N, K / 2].
     """
+    if positions == "1-d":
+        half = head_width // 2
+        frequencies = LINE_ROPE_BASE ** (-jnp.arange(half) / half)
+        line = jnp.arange(side**2)[:, None] * frequencies[None]
+        return jnp.concatenate([jnp.zeros((prefix, half)), line])
     quarter = head_width // 4
     frequencies = ROPE_BASE ** (-jnp.arange(quarter) / quarter)
     position = jnp.arange(side)[:, None] * frequencies[None]  # [N, K/4]
@@ -109,6 +115,7 @@ class Block(nn.Module):
 
     heads: int
     mlp_width: int
+    convolution: bool = True
     dropout: float = 0.0
     dtype: DType = jnp.float32
 
@@ -161,6 +168,8 @@ class Block(nn.Module):
             return self._dense(x.shape[-1], "down")(hidden)
         gate = nn.silu(self._dense(self.mlp_width, "gate")(x))
         hidden = gate * self._dense(self.mlp_width, "up")(x)  # [B, T, M]
+        if not self.convolution:
+            return self._dense(x.shape[-1], "down")(hidden)
         prefix = x.shape[1] - side**2
         kernel = self.param("conv", _identity_3x3, (3, 3, self.mlp_width))
         cells = hidden[:, prefix:].reshape(len(x), side, side, -1)
@@ -183,6 +192,7 @@ class Trunk(nn.Module):
     heads: int
     mlp_width: int
     loops: int = 1
+    convolution: bool = True
     dropout: float = 0.0
     dtype: DType = jnp.float32
     remat: bool = False
@@ -200,7 +210,14 @@ class Trunk(nn.Module):
         """Maps [B, T, D] to [B, T, D]; arguments as for `Block`."""
         block_type = nn.remat(Block, static_argnums=(4, 5)) if self.remat else Block
         blocks = [
-            block_type(self.heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}")
+            block_type(
+                self.heads,
+                self.mlp_width,
+                self.convolution,
+                self.dropout,
+                self.dtype,
+                name=f"block_{i}",
+            )
             for i in range(self.depth)
         ]
         rounds = self.param("rounds", nn.initializers.zeros, (self.loops, x.shape[-1]))
