@@ -252,7 +252,11 @@ class GridMirror(nn.Module):
         Returns:
             f32[B, N, N, V].
         """
-        batch, pairs, side = demonstrations.shape[0], demonstrations.shape[1], query.shape[1]
+        return self.answer(self.encode_task(demonstrations), mask, query)
+
+    def encode_task(self, demonstrations: torch.Tensor) -> torch.Tensor:
+        """Maps demonstrations u8[B, P, 2, N, N] to task tokens f32[B, P * K, D]."""
+        batch, pairs, _, side, _ = demonstrations.shape
         shown = demonstrations.long().reshape(batch * pairs, 2, side * side)
         cells = self.color(shown[:, 0]) + self.output_color(shown[:, 1])
         prefix = self.pair_tokens[None].expand(batch * pairs, -1, -1)
@@ -260,8 +264,11 @@ class GridMirror(nn.Module):
         everywhere = torch.ones(x.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
         angles = self._angles(side, self.tokens_per_pair).to(x.device)
         x = self.encoder(x, everywhere, angles, side)
-        tokens = x[:, : self.tokens_per_pair].reshape(batch, pairs * self.tokens_per_pair, -1)
+        return x[:, : self.tokens_per_pair].reshape(batch, pairs * self.tokens_per_pair, -1)
 
+    def answer(self, tokens: torch.Tensor, mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """Answers u8[B, N, N] from task tokens and the mask bool[B, P] of their demonstrations."""
+        batch, side = query.shape[0], query.shape[1]
         x = torch.cat([tokens, self.color(query.long().reshape(batch, side * side))], 1)
         known = mask.repeat_interleave(self.tokens_per_pair, 1)
         everywhere = torch.ones(batch, side * side, dtype=torch.bool, device=x.device)

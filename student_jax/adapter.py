@@ -215,15 +215,16 @@ class Adapter:
         self, learnt: Any, opt_state: Any, params: Any, shown: Shown, active: jax.Array
     ) -> tuple[Any, Any]:
         """Makes one update of one task, or none if it has learnt enough."""
-
-        def loss(learnt: Any) -> jax.Array:
-            answers = jnp.asarray(shown.demonstrations)[:, :, 1]
-            nats = cross_entropy(self._logits(learnt, params, shown), answers)
-            return (nats.mean((2, 3)) * shown.mask).sum() / shown.mask.sum()
-
-        updates, after = self._tx.update(jax.grad(loss)(learnt), opt_state, learnt)
+        grads = jax.grad(self._loss)(learnt, params, shown)
+        updates, after = self._tx.update(grads, opt_state, learnt)
         new = optax.apply_updates(learnt, updates), after
         return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, (learnt, opt_state))
+
+    def _loss(self, learnt: Any, params: Any, shown: Shown) -> jax.Array:
+        """Returns the mean cross entropy over the demonstrations of one task, nats a cell."""
+        answers = jnp.asarray(shown.demonstrations)[:, :, 1]
+        nats = cross_entropy(self._logits(learnt, params, shown), answers)
+        return (nats.mean((2, 3)) * shown.mask).sum() / shown.mask.sum()
 
     def _try_one(self, learnt: Any, params: Any, shown: Shown) -> tuple[jax.Array, jax.Array]:
         """Returns the share of right cells and the share of exact grids, border included."""

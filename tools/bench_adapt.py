@@ -1,0 +1,172 @@
+"""Measures adaptation: task-steps a second, many tasks in one JAX program and in eager PyTorch.
+
+    python tools/bench_adapt.py --out tools/measurements/adapt_cpu.json
+
+A task-step is one update of one task's weights on augmented copies of its demonstrations, each
+answered from the others. Both sides start from the same weights, see the same drawings and make the
+same updates, clipping and Adam included; PyTorch, too, reads each demonstration once. Rounds are
+interleaved and ratios taken inside a round. Their losses must stay together: the proof that both do
+the same work.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+from bridge import config as configs
+from bridge import weights
+from bridge.arc import Task, parse_task
+from bridge.canvas import NUM_CLASSES
+from bridge.errors import InputError
+from bridge.files import write_text
+from bridge.torch_student import GridMirror
+from bridge.tree import flatten
+from student_jax.adapter import AdaptConfig, Adapter, Lesson, Shown, make_lesson, show, stack
+from student_jax.batch import Augmentation
+from student_jax.solve import NANO
+from student_jax.solver import Solver, load_solver
+
+TOLERANCE = 2e-3  # of the loss, relative, after all steps
+PAIRS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchAdaptConfig:
+    """What to measure."""
+
+    checkpoint: Path = NANO
+    sides: tuple[int, ...] = (8, 12)
+    """of the canvases"""
+    tasks: tuple[int, ...] = (1, 8)
+    """at once in JAX; PyTorch takes them one after the other"""
+    copies: int = 4
+    rounds: int = 5
+    """timed ones, after one that warms up"""
+    out: Path | None = None
+    """JSON file for the numbers"""
+
+
+def main(config: BenchAdaptConfig) -> None:
+    """Measure every canvas side and number of tasks."""
+    solver = load_solver(config.checkpoint)
+    rows = [measure(config, solver, side, count) for side in config.sides for count in config.tasks]
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "load": os.getloadavg()[0],
+        "device": jax.devices()[0].device_kind,
+        "versions": {name: version(name) for name in ("jax", "flax", "optax", "torch")},
+        "parameters": solver.num_parameters,
+        "config": configs.to_dict(config),
+        "rows": rows,
+    }
+    table = Table("canvas", "tasks at once", "JAX\ntask-steps/s", "PyTorch\ntask-steps/s", "ratio")
+    for row in rows:
+        numbers = (f"{row[name]:.2f}" for name in ("jax", "torch", "jax_over_torch"))
+        table.add_row(str(row["side"]), str(row["tasks"]), *numbers)
+    Console().print(table)
+    if config.out:
+        write_text(config.out, json.dumps(result, indent=1) + "\n")
+
+
+def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> dict[str, Any]:
+    """Times both sides in turn."""
+    adapter = Adapter(solver, AdaptConfig(copies=config.copies, tasks_at_once=count))
+    lessons = [random_lesson(side, i) for i in range(count)]
+    learnt, state = adapter._begin(
+        solver.params, stack([show(x, PAIRS, [Augmentation()]) for x in lessons])
+    )
+    others = [TorchTask(solver, adapter.config.lr) for _ in lessons]
+    times: dict[str, list[float]] = {"jax": [], "torch": []}
+    losses: dict[str, list[float]] = {"jax": [], "torch": []}
+    for step in range(config.rounds + 1):
+        shown = [adapter._augmented(lesson, PAIRS, step) for lesson in lessons]
+        losses["jax"].append(mean_loss(adapter, learnt, solver, shown))
+        started = time.perf_counter()
+        learnt, state = jax.block_until_ready(
+            adapter._update(learnt, state, solver.params, stack(shown), np.ones(count, bool))
+        )
+        times["jax"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        said = [other.step(one) for other, one in zip(others, shown, strict=True)]
+        times["torch"].append(time.perf_counter() - started)
+        losses["torch"].append(float(np.mean(said)))
+    if not np.allclose(losses["jax"], losses["torch"], rtol=TOLERANCE):
+        raise InputError(f"losses: expected the same on both sides, got {losses}")
+    ratios = [t / j for t, j in zip(times["torch"][1:], times["jax"][1:], strict=True)]
+    return {
+        "side": side,
+        "tasks": count,
+        **{name: count / median(seconds[1:]) for name, seconds in times.items()},
+        "jax_over_torch": median(ratios),
+        "losses": losses,
+    }
+
+
+def random_lesson(side: int, seed: int) -> Lesson:
+    """A task of random grids that fills its canvas; its time does not hang on what it shows."""
+    rng = np.random.default_rng(seed)
+    grid = lambda: rng.integers(0, 10, (side - 1, side - 1)).tolist()  # noqa: E731
+    pairs = [{"input": grid(), "output": grid()} for _ in range(PAIRS)]
+    task: Task = parse_task(f"r{seed}", {"train": pairs, "test": [{"input": grid()}]}, "random")
+    return make_lesson(task)
+
+
+def mean_loss(adapter: Adapter, learnt: Any, solver: Solver, shown: Sequence[Shown]) -> float:
+    """The loss before an update, as JAX computes it."""
+    losses = jax.vmap(adapter._loss, in_axes=(0, None, 0))(learnt, solver.params, stack(shown))
+    return float(losses.mean())
+
+
+class TorchTask:
+    """One task that learns in eager PyTorch."""
+
+    def __init__(self, solver: Solver, lr: float) -> None:
+        """Gives the mirror the student's weights."""
+        model = solver.config.model
+        self.mirror = GridMirror(asdict(model), solver.feature_width)
+        state = weights.to_torch(flatten(jax.device_get(solver.params)), model.kind)
+        self.mirror.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
+        self.tokens_per_pair = model.tokens_per_pair
+        self.optimizer = torch.optim.Adam(self.mirror.parameters(), lr=lr)
+
+    def step(self, shown: Shown) -> float:
+        """Makes one update and returns the loss before it."""
+        demonstrations = torch.tensor(np.asarray(shown.demonstrations))
+        mask = torch.tensor(np.asarray(shown.mask))
+        copies, pairs, side = *mask.shape, demonstrations.shape[-1]
+        tokens = self.mirror.encode_task(demonstrations).repeat_interleave(pairs, 0)
+        others = mask[:, None] & ~torch.eye(pairs, dtype=torch.bool)
+        inputs = demonstrations[:, :, 0].reshape(-1, side, side)
+        logits = self.mirror.answer(tokens, others.reshape(-1, pairs), inputs)
+        answers = demonstrations[:, :, 1].reshape(-1).long()
+        nats = functional.cross_entropy(logits.reshape(-1, NUM_CLASSES), answers, reduction="none")
+        loss = (nats.reshape(copies, pairs, -1).mean(-1) * mask).sum() / mask.sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.mirror.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+
+if __name__ == "__main__":
+    configs.command(main, BenchAdaptConfig)
