@@ -24,18 +24,20 @@ import optax
 from tqdm import tqdm
 
 from bridge.arc import Task, open_questions
-from bridge.canvas import BACKGROUND, Attempts, decode, side_for
+from bridge.canvas import BACKGROUND, Attempts, Placement, decode, side_for
 from bridge.errors import InputError
 from bridge.stop import Stop
+from bridge.transforms import Transform
 from student_jax.batch import Array, Augmentation, demonstration_canvases
 from student_jax.data import Examples
 from student_jax.solver import Solver, answer_all
 from student_jax.students import TaskTokens, make_student
 from student_jax.terms import cross_entropy
+from student_jax.vote import views_of
 
-TRIAL = 10  # steps between looks at how well the demonstrations are fitted
+RECENT = 10  # steps over which the fit is told
 PAIRS = (2, 3, 4, 6, 10)  # P is the smallest of these that holds a task's demonstrations, or 10
-FITTED = 2  # looks in a row with every demonstration exact, and a task has learnt enough
+FITTED = 20  # steps in a row with every copy of every demonstration exact: learnt enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class Adapted:
     """What became of a task."""
 
     attempts: tuple[Attempts, ...]  # one a test input; their confidence is `fit`
-    fit: float  # share of the demonstrations' cells that are right, each answered from the others
+    fit: float  # share of right cells in the last steps' copies, before they were learnt from
     steps: int
     seconds: float  # its share of the group's
 
@@ -80,10 +82,15 @@ class Lesson:
 
     task: Task  # blind
     side: int  # N, one for all its questions
+    views: tuple[Transform, ...]
 
 
-def make_lesson(task: Task) -> Lesson:
+def make_lesson(task: Task, views: int = 1) -> Lesson:
     """Takes from a task what may be learnt from; its test outputs are dropped first.
+
+    Args:
+        task: with or without answers.
+        views: in which it is learnt: those that vote on the answer.
 
     Raises:
         InputError: if it has no demonstration.
@@ -91,7 +98,8 @@ def make_lesson(task: Task) -> Lesson:
     task = task.blind()
     if not task.demonstrations:
         raise InputError(f"task {task.task_id}: expected demonstrations to adapt to, got none")
-    return Lesson(task, max(side_for(question) for question in open_questions(task)))
+    side = max(side_for(question) for question in open_questions(task))
+    return Lesson(task, side, tuple(views_of(task.task_id, views)))
 
 
 @jax.tree_util.register_dataclass
@@ -133,7 +141,6 @@ class Adapter:
         self._update = jax.jit(
             jax.vmap(self._update_one, in_axes=(0, 0, None, 0, 0)), donate_argnums=(0, 1)
         )
-        self._try = jax.jit(jax.vmap(self._try_one, in_axes=(0, None, 0)))
         self._say = jax.jit(self._from_tokens)
 
     def adapt(self, tasks: Sequence[Task], views: int = 1) -> Iterator[tuple[str, Adapted]]:
@@ -143,12 +150,12 @@ class Adapter:
 
         Args:
             tasks: test outputs are dropped before anything else.
-            views: of each test input, to vote on; tokens are learnt in one view.
+            views: in which weights learn and answer, to vote on; tokens know only one.
         """
         if self.config.tier == "tokens" and views > 1:
             raise InputError("views: task tokens are learnt in one view; pass --views 1")
         groups: dict[tuple[int, int], list[Lesson]] = defaultdict(list)
-        for lesson in map(make_lesson, tasks):
+        for lesson in (make_lesson(task, views) for task in tasks):
             count = len(lesson.task.demonstrations)
             pairs = next((p for p in PAIRS if p >= count), PAIRS[-1])
             groups[lesson.side, pairs].append(lesson)
@@ -168,41 +175,47 @@ class Adapter:
         learnt, opt_state = self._begin(self.solver.params, plain)
         taken = np.zeros(len(filled), int)
         in_a_row = np.zeros(len(filled), int)
-        fit = np.zeros(len(filled))
+        fits: list[list[float]] = [[] for _ in filled]
         bar = tqdm(total=config.steps, desc=f"adapt {len(lessons)} tasks", unit="step")
-        for step in range(config.steps + 1):
+        for step in range(config.steps):
             late = time.perf_counter() - started > config.seconds * len(lessons)
-            last = late or stop.requested or step == config.steps
-            if step % TRIAL == 0 or last:
-                said = self._try(learnt, self.solver.params, plain)
-                fit, exact = (np.asarray(x) for x in said)
-                in_a_row = np.where(exact == 1, in_a_row + 1, 0)
-                bar.set_postfix_str(f"fitted {fit[: len(lessons)].mean():.1%} of cells")
-                if last or (in_a_row >= FITTED).all():
-                    break
             active = in_a_row < FITTED
+            if late or stop.requested or not active.any():
+                break
             shown = plain
             if config.tier == "weights":
                 shown = stack([self._augmented(lesson, pairs, step) for lesson in filled])
-            learnt, opt_state = self._update(learnt, opt_state, self.solver.params, shown, active)
+            learnt, opt_state, cells, exact = self._update(
+                learnt, opt_state, self.solver.params, shown, active
+            )
             taken += active
+            in_a_row = np.where(active, np.where(exact, in_a_row + 1, 0), in_a_row)
+            for i in np.flatnonzero(active):
+                fits[i].append(float(cells[i]))
+            bar.set_postfix_str(f"fitted {np.mean([recent(x) for x in fits]):.1%} of cells")
             bar.update()
         bar.close()
         for i, lesson in enumerate(lessons):
             own = jax.tree.map(lambda x, i=i: x[i], learnt)
+            fit = recent(fits[i])
             attempts = tuple(
-                replace(attempt, confidence=float(fit[i]))
+                replace(attempt, confidence=fit)
                 for attempt in self._answer(own, lesson, pairs, views)
             )
             seconds = (time.perf_counter() - started) / len(lessons)
-            yield lesson.task.task_id, Adapted(attempts, float(fit[i]), int(taken[i]), seconds)
+            yield lesson.task.task_id, Adapted(attempts, fit, int(taken[i]), seconds)
 
     def _augmented(self, lesson: Lesson, pairs: int, step: int) -> Shown:
         """A step's copies: they hang on the seed, the task and the step alone."""
         name = int.from_bytes(hashlib.sha256(lesson.task.task_id.encode()).digest()[:8])
         rng = np.random.default_rng((self.config.seed, name, step))
-        draw = lambda: Augmentation.draw(rng, lesson.task.largest_side, lesson.side)  # noqa: E731
-        return show(lesson, pairs, [draw() for _ in range(self.config.copies)])
+        chosen = rng.integers(len(lesson.views), size=self.config.copies).tolist()
+        longest, side = lesson.task.largest_side, lesson.side
+        places = [Placement.draw(rng, longest, side) for _ in chosen]
+        how = [
+            Augmentation(lesson.views[i], place) for i, place in zip(chosen, places, strict=True)
+        ]
+        return show(lesson, pairs, how)
 
     def _begin_one(self, params: Any, shown: Shown) -> tuple[Any, Any]:
         """Returns what one task learns, as it starts, and its optimizer's state."""
@@ -213,28 +226,34 @@ class Adapter:
 
     def _update_one(
         self, learnt: Any, opt_state: Any, params: Any, shown: Shown, active: jax.Array
-    ) -> tuple[Any, Any]:
-        """Makes one update of one task, or none if it has learnt enough."""
-        grads = jax.grad(self._loss)(learnt, params, shown)
+    ) -> tuple[Any, Any, jax.Array, jax.Array]:
+        """Makes one update of one task, or none if it has learnt enough.
+
+        Returns:
+            What is learnt, the optimizer's state, and of the answers before the update the share
+            of right cells, border included, and whether all are exact.
+        """
+        grads, (cells, exact) = jax.grad(self._loss, has_aux=True)(learnt, params, shown)
         updates, after = self._tx.update(grads, opt_state, learnt)
         new = optax.apply_updates(learnt, updates), after
-        return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, (learnt, opt_state))
+        kept = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, (learnt, opt_state))
+        return *kept, cells, exact
 
-    def _loss(self, learnt: Any, params: Any, shown: Shown) -> jax.Array:
-        """Returns the mean cross entropy over the demonstrations of one task, nats a cell."""
-        answers = jnp.asarray(shown.demonstrations)[:, :, 1]
-        nats = cross_entropy(self._logits(learnt, params, shown), answers)
-        return (nats.mean((2, 3)) * shown.mask).sum() / shown.mask.sum()
+    def _loss(
+        self, learnt: Any, params: Any, shown: Shown
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Returns the mean cross entropy over the demonstrations of one task, nats a cell.
 
-    def _try_one(self, learnt: Any, params: Any, shown: Shown) -> tuple[jax.Array, jax.Array]:
-        """Returns the share of right cells and the share of exact grids, border included."""
-        answers = jnp.asarray(shown.demonstrations)[:, :, 1]
-        right = self._logits(learnt, params, shown).argmax(-1) == answers
-        drawn = answers != BACKGROUND
+        With it the share of right cells, border included, and whether all grids are exact.
+        """
+        answers, mask = jnp.asarray(shown.demonstrations)[:, :, 1], jnp.asarray(shown.mask)
+        logits = self._logits(learnt, params, shown)
+        nats = cross_entropy(logits, answers).mean((2, 3))
+        right, drawn = logits.argmax(-1) == answers, answers != BACKGROUND
         cells = (right & drawn).sum((2, 3)) / drawn.sum((2, 3))
-        exact = (right | ~drawn).all((2, 3))
-        cells, exact = ((x * shown.mask).sum() / shown.mask.sum() for x in (cells, exact))
-        return cells, exact
+        exact = ((right | ~drawn).all((2, 3)) | ~mask).all()
+        nats, cells = ((x * mask).sum() / mask.sum() for x in (nats, cells))
+        return nats, (cells, exact)
 
     def _logits(self, learnt: Any, params: Any, shown: Shown) -> jax.Array:
         """Answers one task's demonstrations with what was learnt, f32[A, P, N, N, V].
@@ -276,6 +295,11 @@ class Adapter:
         shown = np.arange(pairs) < len(lesson.task.demonstrations)
         logits = self._say(learnt, solver.params, shown, inputs)
         return [decode(values) for values in np.asarray(jax.nn.log_softmax(logits))]
+
+
+def recent(fits: Sequence[float]) -> float:
+    """The mean over the last steps; 0 before the first."""
+    return float(np.mean(fits[-RECENT:])) if fits else 0.0
 
 
 def stack(shown: Sequence[Shown]) -> Shown:

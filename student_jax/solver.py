@@ -132,7 +132,7 @@ def answer_all(
     """Returns example_id -> attempts, in the order of the examples; all views in few calls."""
     buckets: dict[int, list[tuple[int, Transform]]] = defaultdict(list)
     for i, example in enumerate(examples.examples):
-        buckets[example.bucket] += [(i, view) for view in views_of(example.question, views)]
+        buckets[example.bucket] += [(i, view) for view in views_of(example.question.task_id, views)]
     read = decode_whole if examples.model.kind == "original" else decode
     answers: dict[int, list[tuple[Transform, Attempts]]] = defaultdict(list)
     for _, asked in sorted(buckets.items()):

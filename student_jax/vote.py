@@ -14,19 +14,19 @@ from statistics import fmean
 
 import numpy as np
 
-from bridge.arc import Grid, Question
+from bridge.arc import Grid
 from bridge.canvas import Attempts
 from bridge.transforms import NUM_DIHEDRAL, Transform
 
 
-def views_of(question: Question, count: int) -> list[Transform]:
-    """Returns `count` different views of a question, the question as it is first.
+def views_of(task_id: str, count: int) -> list[Transform]:
+    """Returns `count` different views of a task's questions, the questions as they are first.
 
-    Then its symmetries, then symmetries with colors 1..9 permuted. They hang on the question's id
+    Then their symmetries, then symmetries with colors 1..9 permuted. They hang on the task's id
     alone, so another batch or another machine draws the same.
     """
     views = [Transform(dihedral=i) for i in range(min(count, NUM_DIHEDRAL))]
-    digest = hashlib.sha256(question.example_id.encode()).digest()
+    digest = hashlib.sha256(task_id.encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8]))
     seen = set(views)
     while len(views) < count:

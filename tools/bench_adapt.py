@@ -102,7 +102,7 @@ def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> 
         shown = [adapter._augmented(lesson, PAIRS, step) for lesson in lessons]
         losses["jax"].append(mean_loss(adapter, learnt, solver, shown))
         started = time.perf_counter()
-        learnt, state = jax.block_until_ready(
+        learnt, state, *_ = jax.block_until_ready(
             adapter._update(learnt, state, solver.params, stack(shown), np.ones(count, bool))
         )
         times["jax"].append(time.perf_counter() - started)
@@ -133,7 +133,8 @@ def random_lesson(side: int, seed: int) -> Lesson:
 
 def mean_loss(adapter: Adapter, learnt: Any, solver: Solver, shown: Sequence[Shown]) -> float:
     """The loss before an update, as JAX computes it."""
-    losses = jax.vmap(adapter._loss, in_axes=(0, None, 0))(learnt, solver.params, stack(shown))
+    loss = jax.vmap(adapter._loss, in_axes=(0, None, 0))
+    losses, _ = loss(learnt, solver.params, stack(shown))
     return float(losses.mean())
 
 

@@ -1,6 +1,9 @@
 """Learning a task's demonstrations: alone, blind, within its budget."""
 
 import json
+import os
+import signal
+import threading
 from dataclasses import replace
 
 import chex
@@ -15,6 +18,7 @@ from student_jax.adapter import AdaptConfig, Adapter, make_lesson, show
 from student_jax.batch import Augmentation
 from student_jax.solver import load_solver
 from student_jax.train import train
+from student_jax.vote import views_of
 from tests.conftest import make_grid, train_dict
 from tests.test_walls import invoke
 
@@ -93,8 +97,9 @@ def test_test_outputs_are_not_looked_at(solver, tasks, learnt):
 
 
 def test_demonstrations_are_shown_augmented_and_the_test_output_is_gone(tasks):
-    lesson = make_lesson(tasks[0])
+    lesson = make_lesson(replace(tasks[0], test_outputs=tasks[0].test_inputs), views=3)
     assert lesson.task.test_outputs is None
+    assert list(lesson.views) == views_of(tasks[0].task_id, 3)
     mirrored = Augmentation(Transform(dihedral=4), Placement(row=1, col=2))
     shown = show(lesson, 3, [Augmentation(), mirrored])
     assert shown.mask.tolist() == [[True, True, False]] * 2
@@ -139,13 +144,36 @@ def test_contradictory_and_single_and_large_demonstrations_get_an_answer(solver)
         Task("contradictory", tuple(Pair(grid, make_grid(rng, 3, 3)) for _ in range(3)), (grid,)),
         Task("single", (Pair(grid, grid),), (grid, grid)),
         Task("eleven", tuple(Pair(grid, grid) for _ in range(11)), (grid,)),
+        Task("ten_colors", (Pair(grid[:1], grid[:1]),), (np.arange(10, dtype=np.uint8)[None],)),
     ]
     adapted = dict(Adapter(solver, AdaptConfig(**{**FAST, "steps": 1})).adapt(odd))
     assert {i: len(a.attempts) for i, a in adapted.items()} == {
         "contradictory": 1,
         "single": 2,
         "eleven": 1,
+        "ten_colors": 1,
     }
+
+
+@pytest.mark.slow
+def test_largest_task_gets_an_answer(solver):
+    """Ten demonstrations of 30 x 30, in one program on the largest canvas."""
+    rng = np.random.default_rng(0)
+    grid = lambda: make_grid(rng, 30, 30)  # noqa: E731
+    task = Task("largest", tuple(Pair(grid(), grid()) for _ in range(10)), (grid(),))
+    config = AdaptConfig(steps=1, copies=1, tasks_at_once=1)
+    (adapted,) = dict(Adapter(solver, config).adapt([task])).values()
+    assert 1 <= max(adapted.attempts[0].first.shape) <= 30
+
+
+def test_signal_ends_the_learning_and_what_is_learnt_answers(solver, tasks):
+    """As Ctrl-C does, after the first group of tasks is on its way."""
+    found = Adapter(solver, AdaptConfig(**{**FAST, "steps": 10_000})).adapt(tasks[:1])
+    timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    ((_, adapted),) = list(found)
+    assert 0 < adapted.steps < 10_000
+    assert len(adapted.attempts) == 1
 
 
 def test_no_demonstration_is_one_line(solver):
