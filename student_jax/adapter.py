@@ -11,6 +11,7 @@ In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -51,16 +52,17 @@ class AdaptConfig:
     seconds: float = 60.0
     """at most, for each task on average; what is learnt by then answers"""
     lr: float = 1e-3
-    """Adam's, constant"""
+    """Adam's; it falls to 0 along a cosine, sooner where the time will not do for all steps"""
     copies: int = 4
     """weights: augmented copies of a task's demonstrations a step, all of them answered"""
-    tasks_at_once: int = 8
-    """in one program; more fill the device better, and all of them wait for the slowest"""
+    tasks_at_once: int | None = None
+    """at most, in one program, where all wait for the slowest; by default 1 on a CPU, which one
+    task fills, and else 16"""
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if min(self.steps, self.copies, self.tasks_at_once) < 1 or self.seed < 0:
+        if min(self.steps, self.copies, self.tasks_at_once or 1) < 1 or self.seed < 0:
             raise ValueError("steps, copies, tasks_at_once: expected at least 1, seed 0")
         if not (self.seconds > 0 and self.lr > 0):
             raise ValueError("seconds, lr: expected more than 0")
@@ -137,9 +139,10 @@ class Adapter:
         self.solver, self.config = solver, config
         self._model = make_student(solver.config.model, solver.feature_width)
         self._tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.lr))
+        self._at_once = config.tasks_at_once or (1 if jax.default_backend() == "cpu" else 16)
         self._begin = jax.jit(jax.vmap(self._begin_one, in_axes=(None, 0)))
         self._update = jax.jit(
-            jax.vmap(self._update_one, in_axes=(0, 0, None, 0, 0)), donate_argnums=(0, 1)
+            jax.vmap(self._update_one, in_axes=(0, 0, None, 0, 0, None)), donate_argnums=(0, 1)
         )
         self._say = jax.jit(self._from_tokens)
 
@@ -161,32 +164,35 @@ class Adapter:
             groups[lesson.side, pairs].append(lesson)
         with Stop() as stop:
             for (_, pairs), lessons in sorted(groups.items()):
-                for start in range(0, len(lessons), self.config.tasks_at_once):
-                    chunk = lessons[start : start + self.config.tasks_at_once]
-                    yield from self._group(chunk, pairs, views, stop)
+                start = 0
+                while left := len(lessons) - start:
+                    # Powers of two: few programs, and none is filled up with idle copies.
+                    size = 1 << (min(left, self._at_once).bit_length() - 1)
+                    yield from self._group(lessons[start : start + size], pairs, views, stop)
+                    start += size
 
     def _group(
         self, lessons: Sequence[Lesson], pairs: int, views: int, stop: Stop
     ) -> Iterator[tuple[str, Adapted]]:
         """Learns tasks of one shape together."""
-        config, started = self.config, time.perf_counter()
-        filled = [*lessons, *[lessons[-1]] * (config.tasks_at_once - len(lessons))]
-        plain = stack([show(lesson, pairs, [Augmentation()]) for lesson in filled])
+        config = self.config
+        clock = Clock(config.steps, config.seconds * len(lessons))
+        plain = stack([show(lesson, pairs, [Augmentation()]) for lesson in lessons])
         learnt, opt_state = self._begin(self.solver.params, plain)
-        taken = np.zeros(len(filled), int)
-        in_a_row = np.zeros(len(filled), int)
-        fits: list[list[float]] = [[] for _ in filled]
+        taken = np.zeros(len(lessons), int)
+        in_a_row = np.zeros(len(lessons), int)
+        fits: list[list[float]] = [[] for _ in lessons]
         bar = tqdm(total=config.steps, desc=f"adapt {len(lessons)} tasks", unit="step")
         for step in range(config.steps):
-            late = time.perf_counter() - started > config.seconds * len(lessons)
             active = in_a_row < FITTED
-            if late or stop.requested or not active.any():
+            progress = clock.progress(step)
+            if progress >= 1 or stop.requested or not active.any():
                 break
             shown = plain
             if config.tier == "weights":
-                shown = stack([self._augmented(lesson, pairs, step) for lesson in filled])
+                shown = stack([self._augmented(lesson, pairs, step) for lesson in lessons])
             learnt, opt_state, cells, exact = self._update(
-                learnt, opt_state, self.solver.params, shown, active
+                learnt, opt_state, self.solver.params, shown, active, rate_at(progress)
             )
             taken += active
             in_a_row = np.where(active, np.where(exact, in_a_row + 1, 0), in_a_row)
@@ -202,7 +208,7 @@ class Adapter:
                 replace(attempt, confidence=fit)
                 for attempt in self._answer(own, lesson, pairs, views)
             )
-            seconds = (time.perf_counter() - started) / len(lessons)
+            seconds = clock.seconds() / len(lessons)
             yield lesson.task.task_id, Adapted(attempts, fit, int(taken[i]), seconds)
 
     def _augmented(self, lesson: Lesson, pairs: int, step: int) -> Shown:
@@ -225,7 +231,7 @@ class Adapter:
         return learnt, self._tx.init(learnt)
 
     def _update_one(
-        self, learnt: Any, opt_state: Any, params: Any, shown: Shown, active: jax.Array
+        self, learnt: Any, opt_state: Any, params: Any, shown: Shown, active: Any, rate: Any
     ) -> tuple[Any, Any, jax.Array, jax.Array]:
         """Makes one update of one task, or none if it has learnt enough.
 
@@ -235,7 +241,7 @@ class Adapter:
         """
         grads, (cells, exact) = jax.grad(self._loss, has_aux=True)(learnt, params, shown)
         updates, after = self._tx.update(grads, opt_state, learnt)
-        new = optax.apply_updates(learnt, updates), after
+        new = optax.apply_updates(learnt, optax.tree.scale(rate, updates)), after
         kept = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, (learnt, opt_state))
         return *kept, cells, exact
 
@@ -295,6 +301,35 @@ class Adapter:
         shown = np.arange(pairs) < len(lesson.task.demonstrations)
         logits = self._say(learnt, solver.params, shown, inputs)
         return [decode(values) for values in np.asarray(jax.nn.log_softmax(logits))]
+
+
+class Clock:
+    """How far a group of tasks has come on its way, by steps or by time."""
+
+    def __init__(self, steps: int, budget: float) -> None:
+        """Starts; the budget is in seconds."""
+        self._steps, self._budget = steps, budget
+        self._started = time.perf_counter()
+        self._first = 0.0  # seconds until the first step was done: it was compiled
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._started
+
+    def progress(self, step: int) -> float:
+        """Returns the share that is done after so many steps: of the time, if that ends first."""
+        passed = self.seconds()
+        if step == 1:
+            self._first = passed
+        each = (passed - self._first) / (step - 1) if step > 1 else 0.0
+        if passed + (self._steps - step) * each > self._budget:
+            return max(passed / self._budget, step / self._steps)
+        return step / self._steps
+
+
+def rate_at(progress: float) -> float:
+    """The share of the learning rate, along a cosine (arXiv 1608.03983, without restarts)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def recent(fits: Sequence[float]) -> float:

@@ -103,7 +103,7 @@ def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> 
         losses["jax"].append(mean_loss(adapter, learnt, solver, shown))
         started = time.perf_counter()
         learnt, state, *_ = jax.block_until_ready(
-            adapter._update(learnt, state, solver.params, stack(shown), np.ones(count, bool))
+            adapter._update(learnt, state, solver.params, stack(shown), np.ones(count, bool), 1.0)
         )
         times["jax"].append(time.perf_counter() - started)
         started = time.perf_counter()

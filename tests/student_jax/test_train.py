@@ -1,6 +1,4 @@
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -63,33 +61,6 @@ def test_stopped_run_goes_on_to_the_same_curve_and_parameters(unbroken, train_co
     train(config)
     assert metric_lines(config.out) == metric_lines(unbroken)
     chex.assert_trees_all_equal(params_of(config.out), params_of(unbroken))
-
-
-def test_killed_training_goes_on_to_the_same_curve(task_folder, store_path, tmp_path):
-    """kill -9 in a subprocess, twice the same command; against an unbroken subprocess."""
-    outs = {}
-    for name in ("killed", "whole"):
-        out = tmp_path / name
-        value = train_dict(task_folder, store_path, out, **{"optim.total_steps": 200})
-        value["checkpoint_steps"] = 50
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(value))
-        command = [sys.executable, "-m", "student_jax.train", "--config", str(path)]
-        if name == "killed":
-            process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-            deadline = time.monotonic() + 120
-            metrics = out / "metrics.jsonl"
-            while not (metrics.is_file() and metrics.read_text().count("\n") >= 70):
-                assert time.monotonic() < deadline
-                assert process.poll() is None
-                time.sleep(0.001)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            assert len(metric_lines_whole(out)) < 200
-        subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
-        outs[name] = out
-    assert metric_lines(outs["killed"]) == metric_lines(outs["whole"])
-    chex.assert_trees_all_equal(params_of(outs["killed"]), params_of(outs["whole"]))
 
 
 def test_sigterm_saves_where_it_stands_and_the_run_goes_on(task_folder, store_path, tmp_path):

@@ -333,10 +333,10 @@ def first_shown(examples, plan, name):
     """Returns the first step, from 0, that shows an example as its teacher saw it."""
 
     def shows(step):
-        transforms = examples._draw_transforms(plan, step)
-        chosen = zip(examples.indices(plan, step), transforms, strict=True)
+        shown = examples._augment(plan, step)
+        chosen = zip(examples.indices(plan, step), shown, strict=True)
         return name in [
-            examples.examples[i].question.example_id for i, transform in chosen if transform is None
+            examples.examples[i].question.example_id for i, how in chosen if how is None
         ]
 
     return next(step for step in itertools.count() if shows(step))

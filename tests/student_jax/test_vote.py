@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.arc import Question
 from bridge.canvas import Attempts
 from bridge.transforms import Transform
 from student_jax.vote import tally, views_of
@@ -13,10 +12,6 @@ from tests.conftest import make_grid
 
 RNG = np.random.default_rng(0)
 A, B, C = (make_grid(RNG, 2, 3) for _ in range(3))
-
-
-def question(name="t_test_0"):
-    return Question(name, "t", (), make_grid(RNG, 3, 3))
 
 
 def seen(view, first, log_prob, second=C):
