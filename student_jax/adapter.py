@@ -10,7 +10,6 @@ In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import defaultdict
@@ -25,19 +24,17 @@ import optax
 from tqdm import tqdm
 
 from bridge.arc import Task, open_questions
-from bridge.canvas import BACKGROUND, Attempts, Placement, decode, side_for
+from bridge.canvas import BACKGROUND, Attempts, decode
 from bridge.errors import InputError
 from bridge.stop import Stop
-from bridge.transforms import Transform
-from student_jax.batch import Array, Augmentation, demonstration_canvases
+from student_jax.batch import Array, Augmentation
 from student_jax.data import Examples
+from student_jax.lesson import Lesson, Shown, make_lesson, show, show_augmented, stack
 from student_jax.solver import Solver, answer_all
 from student_jax.students import TaskTokens, make_student
 from student_jax.terms import cross_entropy
-from student_jax.vote import views_of
 
 RECENT = 10  # steps over which the fit is told
-PAIRS = (2, 3, 4, 6, 10)  # P is the smallest of these that holds a task's demonstrations, or 10
 FITTED = 20  # steps in a row with every copy of every demonstration exact: learnt enough
 
 
@@ -78,53 +75,6 @@ class Adapted:
     seconds: float  # its share of the group's
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A task to be learnt."""
-
-    task: Task  # blind
-    side: int  # N, one for all its questions
-    views: tuple[Transform, ...]
-
-
-def make_lesson(task: Task, views: int = 1) -> Lesson:
-    """Takes from a task what may be learnt from; its test outputs are dropped first.
-
-    Args:
-        task: with or without answers.
-        views: in which it is learnt: those that vote on the answer.
-
-    Raises:
-        InputError: if it has no demonstration.
-    """
-    task = task.blind()
-    if not task.demonstrations:
-        raise InputError(f"task {task.task_id}: expected demonstrations to adapt to, got none")
-    side = max(side_for(question) for question in open_questions(task))
-    return Lesson(task, side, tuple(views_of(task.task_id, views)))
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Shown:
-    """A task's demonstrations; of one task, or with a leading axis W of several."""
-
-    demonstrations: Array  # u8[A, P, 2, N, N]
-    mask: Array  # bool[A, P]
-
-
-def show(lesson: Lesson, pairs: int, augmentations: Sequence[Augmentation]) -> Shown:
-    """Draws `pairs` demonstrations of a task once for each augmentation."""
-    canvases, masks = zip(
-        *(
-            demonstration_canvases(lesson.task.demonstrations, lesson.side, pairs, augmentation)
-            for augmentation in augmentations
-        ),
-        strict=True,
-    )
-    return Shown(np.stack(canvases), np.stack(masks))
-
-
 class Adapter:
     """Learns tasks with a trained student, which itself stays as it is."""
 
@@ -159,25 +109,23 @@ class Adapter:
             raise InputError("views: task tokens are learnt in one view; pass --views 1")
         groups: dict[tuple[int, int], list[Lesson]] = defaultdict(list)
         for lesson in (make_lesson(task, views) for task in tasks):
-            count = len(lesson.task.demonstrations)
-            pairs = next((p for p in PAIRS if p >= count), PAIRS[-1])
-            groups[lesson.side, pairs].append(lesson)
+            groups[lesson.side, lesson.pairs].append(lesson)
         with Stop() as stop:
-            for (_, pairs), lessons in sorted(groups.items()):
+            for _, lessons in sorted(groups.items()):
                 start = 0
                 while left := len(lessons) - start:
                     # Powers of two: few programs, and none is filled up with idle copies.
                     size = 1 << (min(left, self._at_once).bit_length() - 1)
-                    yield from self._group(lessons[start : start + size], pairs, views, stop)
+                    yield from self._group(lessons[start : start + size], views, stop)
                     start += size
 
     def _group(
-        self, lessons: Sequence[Lesson], pairs: int, views: int, stop: Stop
+        self, lessons: Sequence[Lesson], views: int, stop: Stop
     ) -> Iterator[tuple[str, Adapted]]:
         """Learns tasks of one shape together."""
         config = self.config
         clock = Clock(config.steps, config.seconds * len(lessons))
-        plain = stack([show(lesson, pairs, [Augmentation()]) for lesson in lessons])
+        plain = stack([show(lesson, [Augmentation()]) for lesson in lessons])
         learnt, opt_state = self._begin(self.solver.params, plain)
         taken = np.zeros(len(lessons), int)
         in_a_row = np.zeros(len(lessons), int)
@@ -190,7 +138,9 @@ class Adapter:
                 break
             shown = plain
             if config.tier == "weights":
-                shown = stack([self._augmented(lesson, pairs, step) for lesson in lessons])
+                shown = stack(
+                    [show_augmented(x, config.copies, config.seed, step) for x in lessons]
+                )
             learnt, opt_state, cells, exact = self._update(
                 learnt, opt_state, self.solver.params, shown, active, rate_at(progress)
             )
@@ -205,23 +155,10 @@ class Adapter:
             own = jax.tree.map(lambda x, i=i: x[i], learnt)
             fit = recent(fits[i])
             attempts = tuple(
-                replace(attempt, confidence=fit)
-                for attempt in self._answer(own, lesson, pairs, views)
+                replace(attempt, confidence=fit) for attempt in self._answer(own, lesson, views)
             )
             seconds = clock.seconds() / len(lessons)
             yield lesson.task.task_id, Adapted(attempts, fit, int(taken[i]), seconds)
-
-    def _augmented(self, lesson: Lesson, pairs: int, step: int) -> Shown:
-        """A step's copies: they hang on the seed, the task and the step alone."""
-        name = int.from_bytes(hashlib.sha256(lesson.task.task_id.encode()).digest()[:8])
-        rng = np.random.default_rng((self.config.seed, name, step))
-        chosen = rng.integers(len(lesson.views), size=self.config.copies).tolist()
-        longest, side = lesson.task.largest_side, lesson.side
-        places = [Placement.draw(rng, longest, side) for _ in chosen]
-        how = [
-            Augmentation(lesson.views[i], place) for i, place in zip(chosen, places, strict=True)
-        ]
-        return show(lesson, pairs, how)
 
     def _begin_one(self, params: Any, shown: Shown) -> tuple[Any, Any]:
         """Returns what one task learns, as it starts, and its optimizer's state."""
@@ -289,16 +226,16 @@ class Adapter:
         )
         return task
 
-    def _answer(self, learnt: Any, lesson: Lesson, pairs: int, views: int) -> list[Attempts]:
+    def _answer(self, learnt: Any, lesson: Lesson, views: int) -> list[Attempts]:
         """Answers a task's test inputs with what was learnt of it."""
         questions, solver = open_questions(lesson.task), self.solver
         if self.config.tier == "weights":
-            data = replace(solver.config.data, max_demonstrations=pairs)
+            data = replace(solver.config.data, max_demonstrations=lesson.pairs)
             examples = Examples(questions, {}, solver.config.model, data, None, side=lesson.side)
             answers = answer_all(solver.predict, learnt, solver.scaling, examples, views)
             return [answers[question.example_id] for question in questions]
         inputs = np.stack([Augmentation().canvas(q.query, lesson.side) for q in questions])
-        shown = np.arange(pairs) < len(lesson.task.demonstrations)
+        shown = np.arange(lesson.pairs) < len(lesson.task.demonstrations)
         logits = self._say(learnt, solver.params, shown, inputs)
         return [decode(values) for values in np.asarray(jax.nn.log_softmax(logits))]
 
@@ -335,8 +272,3 @@ def rate_at(progress: float) -> float:
 def recent(fits: Sequence[float]) -> float:
     """The mean over the last steps; 0 before the first."""
     return float(np.mean(fits[-RECENT:])) if fits else 0.0
-
-
-def stack(shown: Sequence[Shown]) -> Shown:
-    """Gives several tasks' demonstrations a leading axis W."""
-    return jax.tree.map(lambda *x: np.stack(x), *shown)

@@ -34,7 +34,17 @@ NEVER_DIFFER = ("model", "loss.scaling", "loss.form", "optim.ema_decay")
 BUT_FOR = ("model.dropout", "model.compute", "model.remat")
 # Their code comes after training, or beside it.
 NO_PART = (
-    *("report", "evaluate", "solve", "adapt", "adapter", "export", "import_weights", "release"),
+    *(
+        "report",
+        "evaluate",
+        "solve",
+        "adapt",
+        "adapter",
+        "lesson",
+        "export",
+        "import_weights",
+        "release",
+    ),
     *("torch_export", "__main__"),
 )
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")

@@ -101,7 +101,7 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     single = find_task(config.task, sources) if config.task else None
     from student_jax.solver import by_task, load_solver  # jax takes a second; a bad task should not
 
-    solver = load_solver(config.checkpoint, config.which)
+    solver = load_solver(config.checkpoint, config.which, store)
     tasks = {single.task_id: single} if single else choose_tasks(config, solver)
     blind = [task.blind() for task in tasks.values()]
     adapted = learn(solver, learning, blind, config.views) if learning else {}

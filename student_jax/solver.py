@@ -79,18 +79,19 @@ class Solver:
         return answer_all(self.predict, self.params, self.scaling, examples, views)
 
 
-def load_solver(out: Path, which: Which = "latest") -> Solver:
+def load_solver(out: Path, which: Which = "latest", store: str | None = None) -> Solver:
     """Reads a training run's checkpoint, or a released student.
 
     Args:
         out: the folder.
         which: the latest, or the one that answered the most held-out questions.
+        store: the teacher's features, which a released student that reads them needs.
 
     Raises:
         InputError: if there is none.
     """
     if is_release(out):
-        release = read_release(out)
+        release = read_release(out, store=store)
         about = release.about
         return Solver(
             config=release.config,

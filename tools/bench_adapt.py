@@ -39,8 +39,9 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.torch_student import GridMirror
 from bridge.tree import flatten
-from student_jax.adapter import AdaptConfig, Adapter, Lesson, Shown, make_lesson, show, stack
+from student_jax.adapter import AdaptConfig, Adapter
 from student_jax.batch import Augmentation
+from student_jax.lesson import Lesson, Shown, make_lesson, show, show_augmented, stack
 from student_jax.solve import NANO
 from student_jax.solver import Solver, load_solver
 
@@ -93,13 +94,13 @@ def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> 
     adapter = Adapter(solver, AdaptConfig(copies=config.copies, tasks_at_once=count))
     lessons = [random_lesson(side, i) for i in range(count)]
     learnt, state = adapter._begin(
-        solver.params, stack([show(x, PAIRS, [Augmentation()]) for x in lessons])
+        solver.params, stack([show(x, [Augmentation()]) for x in lessons])
     )
     others = [TorchTask(solver, adapter.config.lr) for _ in lessons]
     times: dict[str, list[float]] = {"jax": [], "torch": []}
     losses: dict[str, list[float]] = {"jax": [], "torch": []}
     for step in range(config.rounds + 1):
-        shown = [adapter._augmented(lesson, PAIRS, step) for lesson in lessons]
+        shown = [show_augmented(lesson, config.copies, 0, step) for lesson in lessons]
         losses["jax"].append(mean_loss(adapter, learnt, solver, shown))
         started = time.perf_counter()
         learnt, state, *_ = jax.block_until_ready(

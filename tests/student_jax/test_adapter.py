@@ -14,8 +14,9 @@ from bridge.arc import Pair, Task
 from bridge.canvas import Placement
 from bridge.errors import InputError
 from bridge.transforms import Transform
-from student_jax.adapter import AdaptConfig, Adapter, make_lesson, show
+from student_jax.adapter import AdaptConfig, Adapter
 from student_jax.batch import Augmentation
+from student_jax.lesson import make_lesson, show
 from student_jax.solver import load_solver
 from student_jax.train import train
 from student_jax.vote import views_of
@@ -101,8 +102,8 @@ def test_demonstrations_are_shown_augmented_and_the_test_output_is_gone(tasks):
     assert lesson.task.test_outputs is None
     assert list(lesson.views) == views_of(tasks[0].task_id, 3)
     mirrored = Augmentation(Transform(dihedral=4), Placement(row=1, col=2))
-    shown = show(lesson, 3, [Augmentation(), mirrored])
-    assert shown.mask.tolist() == [[True, True, False]] * 2
+    shown = show(lesson, [Augmentation(), mirrored])
+    assert shown.mask.tolist() == [[True, True]] * 2
     first = tasks[0].demonstrations[0].output
     rows, cols = first.shape
     np.testing.assert_array_equal(shown.demonstrations[0, 0, 1, :rows, :cols], first)

@@ -102,12 +102,14 @@ def test_import_gives_the_same_student_bit_for_bit(exported, store_path, tmp_pat
     needs = load_solver(exported / "run").config.model.reads_features
     store = str(store_path) if needs else None
     import_weights(ImportConfig(folder=exported / "export", store=store, out=out))
-    before, after = load_solver(exported / "run"), load_solver(out)
-    chex.assert_trees_all_equal(before.params, after.params)
-    if before.config.model.kind == "feature":
-        chex.assert_trees_all_equal(before.scaling, after.scaling)
-    assert after.step == before.step
-    assert after.trained_on == before.trained_on
+    before = load_solver(exported / "run")
+    for after in (load_solver(out), load_solver(exported / "export", store=store)):
+        chex.assert_trees_all_equal(before.params, after.params)
+        if before.config.model.kind == "feature":
+            chex.assert_trees_all_equal(before.scaling, after.scaling)
+        assert after.step == before.step
+        assert after.trained_on == before.trained_on
+        assert after.config.data.max_demonstrations == before.config.data.max_demonstrations
 
 
 def test_import_does_not_write_over_checkpoints(exported):
