@@ -63,6 +63,13 @@ def main(config: EvaluateConfig) -> None:
                     group: {name: asdict(s) for name, s in rows.items()}
                     for group, rows in results.items()
                 },
+                "pass_2": {
+                    task_id: {
+                        name: score(p.attempts, tasks, [task_id]).pass_2
+                        for name, p in files.items()
+                    }
+                    for task_id in next(iter(files.values())).attempts
+                },
             },
             indent=1,
         ),
@@ -129,6 +136,10 @@ def row_name(about: dict[str, Any], path: Path, taken: dict[str, Predictions]) -
     name = f"{about.get('student', path.stem)} student"
     if about.get("needs_teacher"):
         name += " (reads the teacher)"
+    if about.get("tier", "zero-shot") != "zero-shot":
+        name += f", {about['tier']}"
+    if about.get("views", 1) > 1:
+        name += f", {about['views']} views"
     return f"{name}, {path}" if name in taken else name
 
 
