@@ -92,8 +92,9 @@ def test_solve_with_views_writes_candidates_and_scores_the_oracle(
     value["candidates"]["1a"][0].append(truth)  # right, but never attempted
     out.write_text(json.dumps(value))
     evaluate(EvaluateConfig(predictions=(out,), source=str(task_folder)))
-    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
-    rows = [group["grid student"] for group in scores.values()]
+    told = json.loads((tmp_path / "scores.json").read_text())
+    rows = [group["grid student, 9 views"] for group in told["scores"].values()]
+    assert set(told["pass_2"]) == set(value["submission"])
     assert max(row["oracle"] for row in rows) > 0 == max(row["pass_2"] for row in rows)
 
 
