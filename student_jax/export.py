@@ -140,7 +140,13 @@ def model_card(solver: Solver) -> str:
         if solver.config.model.reads_features
         else "It reads raw grids and answers in one pass, without a teacher."
     )
-    licence = teacher.get("licence", "none")
+    taught = "Teacher: none. It learnt from ARC's own training tasks alone."
+    if teacher:
+        taught = (
+            f"Teacher: {teacher['teacher']}, {teacher['weights']}. Its licence: "
+            f"{teacher.get('licence', 'none')}.\n  A student distilled from weights under a "
+            "non-commercial licence is best taken to be under the same."
+        )
     return f"""---
 tags: [arc-agi, distillation, sage-distill]
 library_name: pytorch
@@ -149,9 +155,7 @@ library_name: pytorch
 
 {solver.num_parameters:,} parameters, step {solver.step}. {reads}
 
-- Teacher: {teacher.get("teacher", "none")}, {teacher.get("weights", "no weights")}.
-  Its licence: {licence}. A student distilled from weights under a non-commercial licence is best
-  taken to be under the same.
+- {taught}
 - Trained on {len(solver.trained_on)} ARC-AGI-1 tasks, named in config.json. Scores on those say
   nothing of new tasks.
 
