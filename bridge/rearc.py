@@ -110,14 +110,17 @@ def load_generated(folder: Path, task_ids: set[str], max_side: int) -> dict[str,
             Pair(*(parse_grid(item[side], f"{path}[{i}].{side}") for side in ("input", "output")))
             for i, item in enumerate(read_json(path))
         ]
-        small = [p for p in pairs if max(*p.input.shape, *p.output.shape) <= max_side]
-        if len(small) > CONTEXT:
-            found[path.stem] = small
+        found[path.stem] = [p for p in pairs if max(*p.input.shape, *p.output.shape) <= max_side]
     return found
 
 
 def generated_questions(task_id: str, pairs: list[Pair]) -> tuple[list[Question], dict[str, Grid]]:
-    """Returns each pair as the query once, with the `CONTEXT` pairs after it as demonstrations."""
+    """Returns each pair as the query once, with the `CONTEXT` pairs after it as demonstrations.
+
+    Too few pairs give no question: one would be its own demonstration.
+    """
+    if len(pairs) <= CONTEXT:
+        return [], {}
     questions = [
         Question(
             f"{task_id}{MARK}{i}",
@@ -154,8 +157,7 @@ def _generate(task_id: str, config: RearcConfig) -> tuple[list[dict[str, Any]], 
     while len(found) < config.pairs and failed < PATIENCE:
         pair = _one(generate, verify, f"{config.seed}/{task_id}/{index}", config.max_side)
         index += 1
-        key = None if pair is None else json.dumps(pair)
-        if pair is None or key is None or key in found:
+        if pair is None or (key := json.dumps(pair)) in found:
             failed += 1
             continue
         grids = (parse_grid(pair[side], task_id) for side in ("input", "output"))

@@ -116,12 +116,10 @@ class Adapter:
                 while left := len(lessons) - start:
                     # Powers of two: few programs, and none is filled up with idle copies.
                     size = 1 << (min(left, self._at_once).bit_length() - 1)
-                    yield from self._group(lessons[start : start + size], views, stop)
+                    yield from self._group(lessons[start : start + size], stop)
                     start += size
 
-    def _group(
-        self, lessons: Sequence[Lesson], views: int, stop: Stop
-    ) -> Iterator[tuple[str, Adapted]]:
+    def _group(self, lessons: Sequence[Lesson], stop: Stop) -> Iterator[tuple[str, Adapted]]:
         """Learns tasks of one shape together."""
         config = self.config
         clock = Clock(config.steps, config.seconds * len(lessons))
@@ -155,7 +153,7 @@ class Adapter:
             own = jax.tree.map(lambda x, i=i: x[i], learnt)
             fit = recent(fits[i])
             attempts = tuple(
-                replace(attempt, confidence=fit) for attempt in self._answer(own, lesson, views)
+                replace(attempt, confidence=fit) for attempt in self._answer(own, lesson)
             )
             seconds = clock.seconds() / len(lessons)
             yield lesson.task.task_id, Adapted(attempts, fit, int(taken[i]), seconds)
@@ -226,12 +224,13 @@ class Adapter:
         )
         return task
 
-    def _answer(self, learnt: Any, lesson: Lesson, views: int) -> list[Attempts]:
+    def _answer(self, learnt: Any, lesson: Lesson) -> list[Attempts]:
         """Answers a task's test inputs with what was learnt of it."""
         questions, solver = open_questions(lesson.task), self.solver
         if self.config.tier == "weights":
             data = replace(solver.config.data, max_demonstrations=lesson.pairs)
             examples = Examples(questions, {}, solver.config.model, data, None, side=lesson.side)
+            views = len(lesson.views)
             answers = answer_all(solver.predict, learnt, solver.scaling, examples, views)
             return [answers[question.example_id] for question in questions]
         inputs = np.stack([Augmentation().canvas(q.query, lesson.side) for q in questions])

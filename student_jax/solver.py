@@ -92,17 +92,8 @@ def load_solver(out: Path, which: Which = "latest", store: str | None = None) ->
     """
     if is_release(out):
         release = read_release(out, store=store)
-        about = release.about
-        return Solver(
-            config=release.config,
-            step=about["step"],
-            teacher=about["teacher"],
-            trained_on=frozenset(about["trained_on"]),
-            feature_width=about["feature_width"],
-            params=release.params,
-            scaling=release.scaling,
-            predict=make_predict(release.config.model, about["feature_width"]),
-        )
+        step = release.about["step"]
+        return _make_solver(release.config, step, release.about, release.params, release.scaling)
     # Orbax restores in all processes together or not at all.
     alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     sharding = alone if jax.process_count() == 1 else replicated(make_mesh())
@@ -114,16 +105,22 @@ def load_solver(out: Path, which: Which = "latest", store: str | None = None) ->
         else:
             raise InputError(f"checkpoint: {out} holds no complete checkpoint yet")
     config = configs.from_dict(TrainConfig, about["config"])
-    width = about["feature_width"]
+    return _make_solver(config, int(state.step), about, state.answering, state.scaling)
+
+
+def _make_solver(
+    config: TrainConfig, step: int, about: Mapping[str, Any], params: Any, scaling: Scaling
+) -> Solver:
+    """Puts a student together with what a checkpoint or a release tells of it."""
     return Solver(
         config=config,
-        step=int(state.step),
+        step=step,
         teacher=about["teacher"],
         trained_on=frozenset(about["trained_on"]),
-        feature_width=width,
-        params=state.answering,
-        scaling=state.scaling,
-        predict=make_predict(config.model, width),
+        feature_width=about["feature_width"],
+        params=params,
+        scaling=scaling,
+        predict=make_predict(config.model, about["feature_width"]),
     )
 
 

@@ -199,7 +199,7 @@ def make_scaling(kind: str, store: FeatureStore | None, examples: Examples) -> S
         return no_scaling(examples.feature_width)
     if kind == "layer_norm":
         return layer_norm(store.feature_width)
-    names = [example.question.example_id for example in examples.examples]
+    names = [e.question.example_id for e in examples.examples if e.has_teacher]
     statistics = store.statistics(names)
     if kind == "standardise":
         return standardise(statistics)

@@ -43,6 +43,12 @@ def test_each_pair_is_the_query_once_and_never_its_own_demonstration(folder):
         assert len(question.demonstrations) == 3
 
 
+def test_too_few_pairs_give_no_question_that_shows_its_own_answer(folder):
+    pairs = load_generated(folder, {"b"}, 30)["b"]
+    assert generated_questions("b", pairs[:3]) == ([], {})
+    assert len(generated_questions("b", pairs[:4])[0]) == 4
+
+
 def test_file_that_changed_since_it_was_generated_is_noticed(folder):
     (folder / ABOUT).write_text(json.dumps({"digest": digest_of(folder)}))
     load_generated(folder, {"a"}, 30)

@@ -15,7 +15,7 @@ from bridge.errors import InputError
 from bridge.store import FeatureStore
 from bridge.transforms import Transform
 from student_jax.data import Plan, plan_epoch
-from student_jax.train import load_examples
+from student_jax.train import load_examples, make_scaling
 from teacher_torch.extract import main as extract
 from tests.conftest import examples_of
 
@@ -144,6 +144,21 @@ def test_generated_pairs_are_trained_on_without_a_teacher(train_config, store_pa
     assert not batch.teacher_mask.any()
     np.testing.assert_array_equal(batch.query[1, 0, :2], [1, 0])
     np.testing.assert_array_equal(batch.answer[1, 0, :2], [0, 1])
+
+
+@pytest.mark.parametrize("kind", ["standardise", "phi_s"])
+def test_scaling_goes_by_what_the_teacher_saw(train_config, store_path, tmp_path, kind):
+    """Generated pairs are no part of a store, so they have no part in its statistics."""
+    (tmp_path / "1a.json").write_text(
+        json.dumps([{"input": [[i, 0]], "output": [[0, i]]} for i in range(5)])
+    )
+    store = FeatureStore(store_path)
+    with_pairs = examples_of(train_config(**{"data.rearc": str(tmp_path)}), store)
+    without = examples_of(train_config(), store)
+    assert len(with_pairs.examples) == len(without.examples) + 5
+    got, expected = (make_scaling(kind, store, x) for x in (with_pairs, without))
+    np.testing.assert_array_equal(got.mean, expected.mean)
+    np.testing.assert_array_equal(got.std, expected.std)
 
 
 def test_task_that_has_a_held_out_pair_in_another_guise_is_left_out(train_config):
