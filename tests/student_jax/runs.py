@@ -1,0 +1,46 @@
+"""What the tests of stopped, killed and harmed runs share."""
+
+import re
+import sys
+
+import yaml
+
+from student_jax.checkpoints import Checkpoints
+from student_jax.log import TrainLog
+
+LONG = {"optim.total_steps": 40, "checkpoint_steps": 10, "dev_questions": 0}
+FIRST, FAILED = 20, 30  # the last step that is saved before a disk is full, and the next
+
+
+class Stopped(TrainLog):
+    """Stops a run after step 22; steps 10 and 20 are saved by then."""
+
+    def see(self, step, *rest, **more):
+        super().see(step, *rest, **more)
+        if step == FIRST + 2:
+            raise KeyboardInterrupt
+
+
+def command_line(value, path):
+    """Writes a config and returns the command that trains with it."""
+    path.write_text(yaml.safe_dump(value))
+    return [sys.executable, "-m", "student_jax.train", "--config", str(path)]
+
+
+def complete_steps(out):
+    """The steps that are there under their final names."""
+    return sorted(int(path.name) for path in out.glob("checkpoints/*") if path.name.isdigit())
+
+
+def contents(out):
+    """Returns all that a run's newest checkpoint holds, and which steps are kept."""
+    with Checkpoints(out) as checkpoints:
+        about = checkpoints.about()
+    return about["digests"], about["dev"], complete_steps(out)
+
+
+def without_bar(errors):
+    lines = [line.strip() for line in errors.splitlines()]
+    return [
+        line for line in lines if line and not re.fullmatch(r"train: .*(s/step|step/s).*]", line)
+    ]
