@@ -31,12 +31,6 @@ class Transform:
         if sorted(self.colors) != list(range(NUM_COLORS)):
             raise ValueError(f"colors: expected a permutation of 0..9, got {self.colors}")
 
-    @staticmethod
-    def draw(rng: np.random.Generator) -> Transform:
-        """Draws one of 8 symmetries and a permutation of colors 1..9 (0 stays the background)."""
-        colors = (0, *(1 + rng.permutation(NUM_COLORS - 1)).tolist())
-        return Transform(int(rng.integers(NUM_DIHEDRAL)), colors)
-
     def grid(self, grid: Grid) -> Grid:
         """Returns the transformed grid: u8[R, C] or, for odd quarter turns, u8[C, R]."""
         mirrored = grid[:, ::-1] if self.dihedral >= 4 else grid

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from bridge.errors import InputError
 
@@ -114,7 +114,8 @@ def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) 
     """Writes a safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    save_file(dict(tensors), partial, metadata=dict(metadata))
+    # Not save_file: it gives nobody else the right to read.
+    partial.write_bytes(serialize(dict(tensors), metadata=dict(metadata)))
     partial.replace(path)
 
 

@@ -10,8 +10,6 @@ In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P
 
 from __future__ import annotations
 
-import math
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,18 +21,30 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from bridge.arc import Task, open_questions
+from bridge.arc import Task
 from bridge.canvas import BACKGROUND, Attempts, decode
 from bridge.errors import InputError
 from bridge.stop import Stop
-from student_jax.batch import Array, Augmentation
-from student_jax.data import Examples
-from student_jax.lesson import Lesson, Shown, make_lesson, show, show_augmented, stack
-from student_jax.solver import Solver, answer_all
-from student_jax.students import TaskTokens, make_student
+from student_jax.batch import room_for
+from student_jax.grid_student import TaskTokens
+from student_jax.lesson import (
+    Lesson,
+    Shown,
+    make_lesson,
+    queries,
+    show_augmented,
+    show_plainly,
+    stack,
+)
+from student_jax.pace import Clock, rate_at
+from student_jax.solver import Solver
+from student_jax.students import make_student
 from student_jax.terms import cross_entropy
+from student_jax.vote import tally
 
+STATES = 2**15  # cells x colors that are answered at once: memory follows them
 RECENT = 10  # steps over which the fit is told
+TOKENS_RATE = 3.0  # times the learning rate: tokens are the task's alone
 FITTED = 20  # steps in a row with every copy of every demonstration exact: learnt enough
 
 
@@ -48,10 +58,11 @@ class AdaptConfig:
     """at most, for each task"""
     seconds: float = 60.0
     """at most, for each task on average; what is learnt by then answers"""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Adam's; it falls to 0 along a cosine, sooner where the time will not do for all steps"""
-    copies: int = 4
-    """weights: augmented copies of a task's demonstrations a step, all of them answered"""
+    weight_decay: float = 0.01
+    copies: int = 1
+    """of a task's demonstrations a step, in views drawn at random, shifted and scaled"""
     tasks_at_once: int | None = None
     """at most, in one program, where all wait for the slowest; by default 1 on a CPU, which one
     task fills, and else 16"""
@@ -75,11 +86,20 @@ class Adapted:
     seconds: float  # its share of the group's
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Learnt:
+    """What a task has of its own; of one task, or with a leading axis W of several."""
+
+    tokens: jax.Array  # f32[V, P * K, C, D], a set for each view
+    weights: Any  # the student's; empty where they stay as they are
+
+
 class Adapter:
     """Learns tasks with a trained student, which itself stays as it is."""
 
     def __init__(self, solver: Solver, config: AdaptConfig) -> None:
-        """Prepares the programs; each compiles once for every canvas side and count of pairs.
+        """Prepares the programs; each compiles once for every shape of lesson.
 
         Raises:
             InputError: if the student reads a teacher's features: no demonstration has any.
@@ -88,13 +108,17 @@ class Adapter:
             raise InputError("adapt: expected a grid student, got one that reads features")
         self.solver, self.config = solver, config
         self._model = make_student(solver.config.model, solver.feature_width)
-        self._tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.lr))
+        self._tx = optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.scale_by_adam(b2=0.98),
+            optax.add_decayed_weights(config.weight_decay),
+        )
         self._at_once = config.tasks_at_once or (1 if jax.default_backend() == "cpu" else 16)
         self._begin = jax.jit(jax.vmap(self._begin_one, in_axes=(None, 0)))
         self._update = jax.jit(
-            jax.vmap(self._update_one, in_axes=(0, 0, None, 0, 0, None)), donate_argnums=(0, 1)
+            jax.vmap(self._update_one, in_axes=(0, 0, None, 0, 0, 0, None)), donate_argnums=(0, 1)
         )
-        self._say = jax.jit(self._from_tokens)
+        self._say = jax.jit(self._say_one)
 
     def adapt(self, tasks: Sequence[Task], views: int = 1) -> Iterator[tuple[str, Adapted]]:
         """Yields each task's id and what became of it, group by group.
@@ -103,13 +127,11 @@ class Adapter:
 
         Args:
             tasks: test outputs are dropped before anything else.
-            views: in which weights learn and answer, to vote on; tokens know only one.
+            views: in which a task is learnt and answered, to vote on.
         """
-        if self.config.tier == "tokens" and views > 1:
-            raise InputError("views: task tokens are learnt in one view; pass --views 1")
-        groups: dict[tuple[int, int], list[Lesson]] = defaultdict(list)
+        groups: dict[tuple[int, int, int], list[Lesson]] = defaultdict(list)
         for lesson in (make_lesson(task, views) for task in tasks):
-            groups[lesson.side, lesson.pairs].append(lesson)
+            groups[lesson.side, lesson.pairs, room_for(lesson.colors)].append(lesson)
         with Stop() as stop:
             for _, lessons in sorted(groups.items()):
                 start = 0
@@ -123,24 +145,22 @@ class Adapter:
         """Learns tasks of one shape together."""
         config = self.config
         clock = Clock(config.steps, config.seconds * len(lessons))
-        plain = stack([show(lesson, [Augmentation()]) for lesson in lessons])
-        learnt, opt_state = self._begin(self.solver.params, plain)
+        plain = stack([show_plainly(lesson) for lesson in lessons])
+        learnt, opt_state, tasks = self._begin(self.solver.params, plain)
         taken = np.zeros(len(lessons), int)
         in_a_row = np.zeros(len(lessons), int)
         fits: list[list[float]] = [[] for _ in lessons]
-        bar = tqdm(total=config.steps, desc=f"adapt {len(lessons)} tasks", unit="step")
+        name = lessons[0].task.task_id if len(lessons) == 1 else f"{len(lessons)} tasks"
+        bar = tqdm(total=config.steps, desc=f"adapt {name}", unit="step", leave=False)
         for step in range(config.steps):
             active = in_a_row < FITTED
             progress = clock.progress(step)
             if progress >= 1 or stop.requested or not active.any():
                 break
-            shown = plain
-            if config.tier == "weights":
-                shown = stack(
-                    [show_augmented(x, config.copies, config.seed, step) for x in lessons]
-                )
+            shown = stack([show_augmented(x, config.copies, config.seed, step) for x in lessons])
+            rate = config.lr * rate_at(step, progress)
             learnt, opt_state, cells, exact = self._update(
-                learnt, opt_state, self.solver.params, shown, active, rate_at(progress)
+                learnt, opt_state, self.solver.params, tasks, shown, active, rate
             )
             taken += active
             in_a_row = np.where(active, np.where(exact, in_a_row + 1, 0), in_a_row)
@@ -150,45 +170,61 @@ class Adapter:
             bar.update()
         bar.close()
         for i, lesson in enumerate(lessons):
-            own = jax.tree.map(lambda x, i=i: x[i], learnt)
+            own, task = jax.tree.map(lambda x, i=i: x[i], (learnt, tasks))
             fit = recent(fits[i])
             attempts = tuple(
-                replace(attempt, confidence=fit) for attempt in self._answer(own, lesson)
+                replace(attempt, confidence=fit) for attempt in self._answer(own, task, lesson)
             )
             seconds = clock.seconds() / len(lessons)
             yield lesson.task.task_id, Adapted(attempts, fit, int(taken[i]), seconds)
 
-    def _begin_one(self, params: Any, shown: Shown) -> tuple[Any, Any]:
-        """Returns what one task learns, as it starts, and its optimizer's state."""
-        learnt = params
-        if self.config.tier == "tokens":
-            learnt = self._encode(params, shown).tokens[0]
-        return learnt, self._tx.init(learnt)
+    def _begin_one(self, params: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
+        """Returns what one task learns, as it starts; its optimizer's state; and its tokens."""
+        task, _ = self._model.apply(
+            {"params": params},
+            plain.demonstrations,
+            plain.mask,
+            plain.palette,
+            method="encode_task",
+        )
+        learnt: Any = Learnt(task.tokens, params if self.config.tier == "weights" else {})
+        return learnt, self._tx.init(learnt), task
 
     def _update_one(
-        self, learnt: Any, opt_state: Any, params: Any, shown: Shown, active: Any, rate: Any
-    ) -> tuple[Any, Any, jax.Array, jax.Array]:
+        self,
+        learnt: Any,
+        opt_state: Any,
+        params: Any,
+        task: TaskTokens,
+        shown: Shown,
+        active: Any,
+        rate: Any,
+    ) -> tuple[Learnt, Any, jax.Array, jax.Array]:
         """Makes one update of one task, or none if it has learnt enough.
 
         Returns:
             What is learnt, the optimizer's state, and of the answers before the update the share
             of right cells, border included, and whether all are exact.
         """
-        grads, (cells, exact) = jax.grad(self._loss, has_aux=True)(learnt, params, shown)
+        grads, (cells, exact) = jax.grad(self._loss, has_aux=True)(learnt, params, task, shown)
+        updates: Any
         updates, after = self._tx.update(grads, opt_state, learnt)
-        new = optax.apply_updates(learnt, optax.tree.scale(rate, updates)), after
+        updates = Learnt(TOKENS_RATE * updates.tokens, updates.weights)
+        new = optax.apply_updates(learnt, optax.tree.scale(-rate, updates)), after
         kept = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, (learnt, opt_state))
         return *kept, cells, exact
 
     def _loss(
-        self, learnt: Any, params: Any, shown: Shown
+        self, learnt: Learnt, params: Any, task: TaskTokens, shown: Shown
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Returns the mean cross entropy over the demonstrations of one task, nats a cell.
 
         With it the share of right cells, border included, and whether all grids are exact.
         """
         answers, mask = jnp.asarray(shown.demonstrations)[:, :, 1], jnp.asarray(shown.mask)
-        logits = self._logits(learnt, params, shown)
+        own = jax.tree.map(lambda x: x[shown.view], replace(task, tokens=learnt.tokens))
+        inputs = jnp.asarray(shown.demonstrations)[:, :, 0]
+        logits = self._from_tokens(learnt, params, own, inputs)
         nats = cross_entropy(logits, answers).mean((2, 3))
         right, drawn = logits.argmax(-1) == answers, answers != BACKGROUND
         cells = (right & drawn).sum((2, 3)) / drawn.sum((2, 3))
@@ -196,76 +232,45 @@ class Adapter:
         nats, cells = ((x * mask).sum() / mask.sum() for x in (nats, cells))
         return nats, (cells, exact)
 
-    def _logits(self, learnt: Any, params: Any, shown: Shown) -> jax.Array:
-        """Answers one task's demonstrations with what was learnt, f32[A, P, N, N, V].
-
-        Weights learn to answer a demonstration from the others; task tokens stand for all of them.
-        """
-        inputs = shown.demonstrations[:, :, 0]
-        if self.config.tier == "tokens":
-            return self._from_tokens(learnt, params, shown.mask[0], inputs[0])[None]
-        variables = {"params": learnt}
-        task = self._encode(learnt, shown)
-        logits: Any = self._model.apply(variables, task, inputs, method="answer_each")
-        return logits.astype(jnp.float32)
-
     def _from_tokens(
-        self, tokens: jax.Array, params: Any, shown: Array, inputs: Array
+        self, learnt: Learnt, params: Any, task: TaskTokens, inputs: jax.Array
     ) -> jax.Array:
-        """Answers inputs u8[Q, N, N] from a task's tokens f32[P * K, D], f32[Q, N, N, V]."""
-        mask = jnp.repeat(jnp.asarray(shown), self.solver.config.model.tokens_per_pair)
-        task = TaskTokens(*(jnp.repeat(x[None], len(inputs), axis=0) for x in (tokens, mask)))
-        logits, _ = self._model.apply({"params": params}, task, inputs, method="answer")
-        return logits.astype(jnp.float32)
+        """Answers inputs u8[A, Q, N, N] in A views from their tokens, f32[A, Q, N, N, V].
 
-    def _encode(self, params: Any, shown: Shown) -> TaskTokens:
-        task, _ = self._model.apply(
-            {"params": params}, shown.demonstrations, shown.mask, method="encode_task"
-        )
-        return task
+        So many at once as memory allows; the rest of the activations is computed again.
+        """
+        copies, count, side, _ = inputs.shape
+        weights = learnt.weights if self.config.tier == "weights" else params
 
-    def _answer(self, learnt: Any, lesson: Lesson) -> list[Attempts]:
-        """Answers a task's test inputs with what was learnt of it."""
-        questions, solver = open_questions(lesson.task), self.solver
-        if self.config.tier == "weights":
-            data = replace(solver.config.data, max_demonstrations=lesson.pairs)
-            examples = Examples(questions, {}, solver.config.model, data, None, side=lesson.side)
-            views = len(lesson.views)
-            answers = answer_all(solver.predict, learnt, solver.scaling, examples, views)
-            return [answers[question.example_id] for question in questions]
-        inputs = np.stack([Augmentation().canvas(q.query, lesson.side) for q in questions])
-        shown = np.arange(lesson.pairs) < len(lesson.task.demonstrations)
-        logits = self._say(learnt, solver.params, shown, inputs)
-        return [decode(values) for values in np.asarray(jax.nn.log_softmax(logits))]
+        def answer(task: TaskTokens, query: jax.Array) -> jax.Array:
+            logits, _ = self._model.apply({"params": weights}, task, query, method="answer")
+            return logits.astype(jnp.float32)
 
+        each = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), task)
+        asked = inputs.reshape(-1, side, side)
+        at_once = max(1, STATES // (side**2 * task.palette.shape[-1]))
+        if at_once >= len(asked):
+            logits = answer(each, asked)
+        else:
+            one = jax.checkpoint(lambda x: answer(*jax.tree.map(lambda y: y[None], x))[0])
+            logits = jax.lax.map(one, (each, asked), batch_size=at_once)
+        return logits.reshape(copies, count, *logits.shape[1:])
 
-class Clock:
-    """How far a group of tasks has come on its way, by steps or by time."""
+    def _say_one(
+        self, learnt: Learnt, params: Any, task: TaskTokens, inputs: jax.Array
+    ) -> jax.Array:
+        """Answers test inputs u8[views, Q, N, N]: log-probabilities f32[views, Q, N, N, V]."""
+        own = replace(task, tokens=learnt.tokens)
+        return jax.nn.log_softmax(self._from_tokens(learnt, params, own, inputs))
 
-    def __init__(self, steps: int, budget: float) -> None:
-        """Starts; the budget is in seconds."""
-        self._steps, self._budget = steps, budget
-        self._started = time.perf_counter()
-        self._first = 0.0  # seconds until the first step was done: it was compiled
-
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self._started
-
-    def progress(self, step: int) -> float:
-        """Returns the share that is done after so many steps: of the time, if that ends first."""
-        passed = self.seconds()
-        if step == 1:
-            self._first = passed
-        each = (passed - self._first) / (step - 1) if step > 1 else 0.0
-        if passed + (self._steps - step) * each > self._budget:
-            return max(passed / self._budget, step / self._steps)
-        return step / self._steps
-
-
-def rate_at(progress: float) -> float:
-    """The share of the learning rate, along a cosine (arXiv 1608.03983, without restarts)."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    def _answer(self, learnt: Learnt, task: TaskTokens, lesson: Lesson) -> list[Attempts]:
+        """Answers a task's test inputs with what was learnt of it; its views vote."""
+        drawn = queries(lesson).swapaxes(0, 1)
+        said = np.asarray(self._say(learnt, self.solver.params, task, drawn))
+        return [
+            tally([(view, decode(values)) for view, values in zip(lesson.views, each, strict=True)])
+            for each in said.swapaxes(0, 1)
+        ]
 
 
 def recent(fits: Sequence[float]) -> float:

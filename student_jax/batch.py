@@ -14,15 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bridge.arc import Grid, Pair
+from bridge.arc import NUM_COLORS, Grid, Pair
 from bridge.canvas import Placement, to_canvas
 from bridge.errors import InputError
 from bridge.scaling import LAYER_NORM_EPSILON, Scaling
 from bridge.store import Features, Record, frame_map
-from bridge.transforms import Transform
+from bridge.transforms import NUM_DIHEDRAL, Transform
 from bridge.views import PATCH_CELLS
 from student_jax.config import ModelConfig
 
+NO_COLOR = 255  # in a palette: a slot that is left over
+ROOMS = (4, 6, NUM_COLORS)  # slots of a palette: a student's cost follows them
 TOKEN_BUCKET = 2048  # feature sequences are padded to a multiple of this, one compilation each
 
 Array = jax.Array | np.ndarray
@@ -35,6 +37,7 @@ class Batch:
 
     demonstrations: Array  # u8[B, P, 2, N, N], input and output
     demonstration_mask: Array  # bool[B, P]
+    palette: Array  # u8[B, C], the colors shown, each once; NO_COLOR fills up
     query: Array  # u8[B, N, N]
     answer: Array  # u8[B, N, N]
     teacher: Array  # bf16[B, T, F]; scaled f32 once inside a step
@@ -83,6 +86,7 @@ def feature_batch(features: Array, mask: Array, answer: Array) -> Batch:
     return Batch(
         demonstrations=np.zeros((size, 0, 2, side, side), np.uint8),
         demonstration_mask=np.zeros((size, 0), bool),
+        palette=np.zeros((size, 0), np.uint8),
         query=np.zeros((size, side, side), np.uint8),
         answer=answer,
         teacher=features,
@@ -109,7 +113,10 @@ def check_features(features: Array, mask: Array, width: int, max_tokens: int) ->
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a question is shown: turned and recolored, and where its grids lie."""
+    """How a question is shown: turned, mirrored, and where its grids lie.
+
+    It draws no recoloring: the grid student answers a recolored question alike by construction.
+    """
 
     transform: Transform = field(default_factory=Transform)
     place: Placement = field(default_factory=Placement)
@@ -117,7 +124,8 @@ class Augmentation:
     @staticmethod
     def draw(rng: np.random.Generator, longest: int, side: int) -> Augmentation:
         """Draws one for grids of up to `longest` cells a side."""
-        return Augmentation(Transform.draw(rng), Placement.draw(rng, longest, side))
+        turned = Transform(int(rng.integers(NUM_DIHEDRAL)))
+        return Augmentation(turned, Placement.draw(rng, longest, side))
 
     def canvas(self, grid: Grid, side: int) -> npt.NDArray[np.uint8]:
         """Draws a grid so, u8[N, N]."""
@@ -169,6 +177,32 @@ def frame_maps(
     return maps.reshape(-1, features.shape[1]), mask.reshape(-1)
 
 
+def colors_of(pairs: Sequence[Pair], query: Grid | None = None) -> list[int]:
+    """Returns the colors that demonstrations and query show; an answer is never looked at."""
+    grids = [grid for pair in pairs for grid in (pair.input, pair.output)]
+    grids += [] if query is None else [query]
+    return sorted({int(color) for grid in grids for color in np.unique(grid)})
+
+
+def room_for(colors: Sequence[int]) -> int:
+    """Returns C: the smallest number of slots that holds so many colors."""
+    return next(room for room in ROOMS if room >= len(colors))
+
+
+def palette_of(
+    colors: Sequence[int], room: int, augmentation: Augmentation
+) -> npt.NDArray[np.uint8]:
+    """Returns the colors as they are shown, u8[C]; `NO_COLOR` in the slots that are left over."""
+    palette = np.full(room, NO_COLOR, np.uint8)
+    palette[: len(colors)] = np.array(augmentation.transform.colors, np.uint8)[list(colors)]
+    return palette
+
+
+def all_colors(size: int) -> npt.NDArray[np.uint8]:
+    """Returns palettes of all ten colors, u8[size, 10]: as good as any, and the dearest."""
+    return np.tile(np.arange(NUM_COLORS, dtype=np.uint8), (size, 1))
+
+
 def answer_canvas(
     answer: Grid | None,
     side: int,
@@ -194,6 +228,7 @@ def smallest_batch(model: ModelConfig, width: int) -> Batch:
     return Batch(
         demonstrations=np.zeros((1, 1, 2, side, side), np.uint8),
         demonstration_mask=np.ones((1, 1), bool),
+        palette=np.zeros((1, 1), np.uint8),
         query=np.zeros((1, side, side), np.uint8),
         answer=np.zeros((1, side, side), np.uint8),
         teacher=np.zeros((1, tokens, width), np.float32),

@@ -16,14 +16,16 @@ Scalings = Literal["standardise", "phi_s", "layer_norm", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A student: one trunk, one of two stems."""
+    """A student's network."""
 
     kind: Literal["feature", "grid", "original"] = "grid"
     """feature: reads frozen teacher features; grid: reads raw grids and stands alone; original:
     reads features as the original did, see configs/original.yaml"""
     width: int = 256
+    """of a token's state; grid: of its state of one color"""
     heads: int = 8
     mlp_width: int = 512
+    """of a token's hidden layer; grid: of one color's, and of all heads' keys together"""
     depth: int = 4
     """blocks of the trunk, each with its own weights"""
     loops: int = 1
@@ -68,6 +70,11 @@ class ModelConfig:
         if self.width % self.heads or self.width // self.heads % 4:
             raise ValueError(
                 f"width: expected a multiple of 4 * heads = {4 * self.heads}, got {self.width}"
+            )
+        if self.kind == "grid" and self.mlp_width % (4 * self.heads):
+            raise ValueError(
+                f"mlp_width: expected a multiple of 4 * heads = {4 * self.heads}, "
+                f"got {self.mlp_width}"
             )
         if self.canvas not in SIDES:
             raise ValueError(f"canvas: expected one of {SIDES}, got {self.canvas}")
@@ -150,8 +157,7 @@ class DataConfig:
     max_demonstrations: int = 10
     """grid: how many demonstrations of a question are read"""
     augmented_fraction: float = 0.5
-    """grid: share of each batch that is turned, mirrored, recolored, scaled and shifted; no teacher
-    saw those"""
+    """grid: share of each batch that is turned, mirrored, scaled, shifted; unseen by a teacher"""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

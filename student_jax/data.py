@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -24,9 +25,12 @@ from student_jax.batch import (
     Batch,
     answer_canvas,
     check_features,
+    colors_of,
     demonstration_canvases,
     feature_batch,
     frame_maps,
+    palette_of,
+    room_for,
     whole_answer,
 )
 from student_jax.config import DataConfig, ModelConfig
@@ -44,13 +48,21 @@ class Plan:
     rows: slice = field(default_factory=lambda: slice(None))  # that this process draws
 
 
+class Bucket(NamedTuple):
+    """What examples share that go into one batch; each compiles once."""
+
+    size: int  # grid: canvas side; feature: padded sequence length
+    colors: int = 0  # grid: slots of the palette
+
+
 @dataclass(frozen=True)
 class Example:
     """A question, its answer if it is to be trained on, and the bucket its shapes fall in."""
 
     question: Question
     answer: Grid | None
-    bucket: int  # grid: canvas side; feature: padded sequence length
+    bucket: Bucket
+    colors: tuple[int, ...]  # that demonstrations and query show
 
     @property
     def has_teacher(self) -> bool:
@@ -106,10 +118,7 @@ class Examples:
         self.count = min(
             data.max_demonstrations, max((len(q.demonstrations) for q in questions), default=1)
         )
-        self.examples = [
-            Example(question, answers.get(question.example_id), self._bucket(question))
-            for question in questions
-        ]
+        self.examples = [self._example(q, answers.get(q.example_id)) for q in questions]
         if store is not None:
             for example in self.examples:  # now, not a thousand steps in
                 if example.has_teacher or model.reads_features:
@@ -201,19 +210,24 @@ class Examples:
         share = self.data.augmented_fraction
         chosen = [self.examples[i] for i in self.indices(plan, step)]
         return [
-            Augmentation.draw(rng, example.longest, example.bucket)
+            Augmentation.draw(rng, example.longest, example.bucket.size)
             if int((i + 1) * share) > int(i * share)
             else None
             for i, example in enumerate(chosen)
         ]
 
     def _has_room(self, example: Example, answer: Grid) -> bool:
-        side = self.model.answer_side if self.model.reads_features else example.bucket
+        side = self.model.answer_side if self.model.reads_features else example.bucket.size
         return self.model.kind == "original" or fits(answer, side)
 
-    def _bucket(self, question: Question) -> int:
-        if self.model.kind == "grid":
-            return self._side or side_for(question)
+    def _example(self, question: Question, answer: Grid | None) -> Example:
+        if self.model.kind != "grid":
+            return Example(question, answer, Bucket(self._length(question)), ())
+        colors = colors_of(question.demonstrations[: self.count], question.query)
+        bucket = Bucket(self._side or side_for(question), room_for(colors))
+        return Example(question, answer, bucket, tuple(colors))
+
+    def _length(self, question: Question) -> int:
         if self.store is None:
             raise InputError("data.store: a feature student needs a feature store")
         tokens = self.store.record(question.example_id).num_tokens
@@ -225,12 +239,14 @@ class Examples:
         return min(-(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET, self.model.max_tokens)
 
     def _draw(self, example: Example, augmentation: Augmentation | None) -> dict[str, npt.NDArray]:
-        question, side, how = example.question, example.bucket, augmentation or Augmentation()
+        question, how = example.question, augmentation or Augmentation()
+        side, room = example.bucket
         pairs, mask = demonstration_canvases(question.demonstrations, side, self.count, how)
         teacher, teacher_mask = self._teacher_maps(example, side, seen=augmentation is None)
         return {
             "demonstrations": pairs,
             "demonstration_mask": mask,
+            "palette": palette_of(example.colors, room, how),
             "query": how.canvas(question.query, side),
             "answer": answer_canvas(example.answer, side, how),
             "teacher": teacher,
@@ -274,7 +290,7 @@ def check_shown(store: FeatureStore, question: Question) -> None:
 
 
 def plan_epoch(
-    buckets: Sequence[int], batch_size: int, seed: int, epoch: int
+    buckets: Sequence[Any], batch_size: int, seed: int, epoch: int
 ) -> list[npt.NDArray[np.int64]]:
     """Returns one epoch's batches as indices: each example at least once, one bucket a batch.
 
@@ -282,8 +298,11 @@ def plan_epoch(
     """
     rng = np.random.default_rng((seed, epoch))
     plan: list[npt.NDArray[np.int64]] = []
-    for bucket in sorted(set(buckets)):
-        order = rng.permutation(np.flatnonzero(np.array(buckets) == bucket))
+    members: dict[Any, list[int]] = defaultdict(list)
+    for i, bucket in enumerate(buckets):
+        members[bucket].append(i)
+    for _, each in sorted(members.items()):
+        order = rng.permutation(each)
         whole = -(-len(order) // batch_size) * batch_size
         plan += list(np.resize(order, whole).reshape(-1, batch_size))
     return [plan[i] for i in rng.permutation(len(plan))]

@@ -15,7 +15,7 @@ from rich.table import Table
 from bridge.tree import flatten
 from student_jax.batch import Batch
 from student_jax.config import TrainConfig
-from student_jax.data import Examples, Plan
+from student_jax.data import Bucket, Examples, Plan
 from student_jax.log import describe
 from student_jax.state import TrainState, empty_scaling, init_state, make_optimizer
 from student_jax.step import make_placer, make_train_step, replicated
@@ -59,7 +59,15 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
         memory = peak_bytes(compiled)
         state, seconds = time_steps(compiled, state, placed)
         epoch_seconds += count * seconds
-        rows.append((str(bucket), shapes, str(count), f"{seconds:.3f}", f"{memory / MIB:,.0f}"))
+        rows.append(
+            (
+                " x ".join(str(n) for n in bucket if n),
+                shapes,
+                str(count),
+                f"{seconds:.3f}",
+                f"{memory / MIB:,.0f}",
+            )
+        )
     table = Table(title="batches", title_justify="left", title_style="bold")
     table.add_column("bucket")
     table.add_column("shapes", no_wrap=True)
@@ -91,9 +99,9 @@ def parameter_table(state: TrainState) -> Table:
     return table
 
 
-def buckets_of(examples: Examples, plan: Plan) -> dict[int, tuple[int, int]]:
+def buckets_of(examples: Examples, plan: Plan) -> dict[Bucket, tuple[int, int]]:
     """Returns bucket -> its first step of the first epoch, and its steps an epoch."""
-    found: dict[int, tuple[int, int]] = {}
+    found: dict[Bucket, tuple[int, int]] = {}
     for step in range(examples.steps_per_epoch(plan.batch_size)):
         bucket = examples.examples[examples.indices(plan, step)[0]].bucket
         first, count = found.get(bucket, (step, 0))

@@ -19,7 +19,7 @@ from bridge import weights
 from bridge.canvas import NUM_CLASSES
 from bridge.files import write_text
 from bridge.tree import flatten
-from student_jax.batch import Batch, scale_teacher
+from student_jax.batch import Batch, all_colors, scale_teacher
 from student_jax.solver import Solver, Which, load_solver, make_predict
 from student_jax.students import make_student
 
@@ -125,6 +125,7 @@ def random_batch(solver: Solver, rng: np.random.Generator, i: int) -> Batch:
     return Batch(
         demonstrations=rng.integers(0, NUM_CLASSES, (size, pairs, 2, side, side)).astype(np.uint8),
         demonstration_mask=np.broadcast_to(np.arange(pairs) < pairs - i % 2, (size, pairs)),
+        palette=all_colors(size),
         query=rng.integers(0, NUM_CLASSES, (size, side, side)).astype(np.uint8),
         answer=np.zeros((size, side, side), np.uint8),
         teacher=rng.normal(0, 2, (size, tokens, solver.feature_width)).astype(np.float32),
@@ -140,7 +141,8 @@ def model_card(solver: Solver) -> str:
         if solver.config.model.reads_features
         else "It reads raw grids and answers in one pass, without a teacher."
     )
-    taught = "Teacher: none. It learnt from ARC's own training tasks alone."
+    generated = " and generated pairs of them (RE-ARC)" if solver.config.data.rearc else ""
+    taught = f"Teacher: none. It learnt from ARC's own training tasks{generated} alone."
     if teacher:
         taught = (
             f"Teacher: {teacher['teacher']}, {teacher['weights']}. Its licence: "

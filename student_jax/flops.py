@@ -3,7 +3,8 @@
 Model FLOPs: the matrix products of the forward pass, times three for training, whatever is
 recomputed (PaLM, arXiv 2204.02311, appendix B). Padding is computed, so it counts.
 
-In the shape descriptions: `B` batch, `T` tokens, `D` width, `M` MLP width, `N` canvas side.
+In the shape descriptions: `B` batch, `T` tokens, `D` width, `M` MLP width, `N` canvas side,
+`C` colors.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def example_flops(
 
 def _feature_flops(config: ModelConfig, feature_width: int, batch: Batch) -> float:
     tokens, width = batch.teacher.shape[-2], config.width
-    trunk = config.depth * config.loops * _block(config, tokens, tokens, gated=False)
+    trunk = config.depth * config.loops * _block(config, tokens)
     outer = 2 * (2 * tokens * feature_width * width)  # the stem and the projector
     if config.kind == "original":
         head = 2 * width * (2 * width) + 2 * (2 * width) * (4 * width)
@@ -54,20 +55,29 @@ def _feature_flops(config: ModelConfig, feature_width: int, batch: Batch) -> flo
 
 def _grid_flops(config: ModelConfig, feature_width: int, batch: Batch, answers: int) -> float:
     pairs, side = batch.demonstrations.shape[-4], batch.demonstrations.shape[-1]
-    cells, each = side**2, config.tokens_per_pair
-    encoder = pairs * config.encoder_depth * _block(config, each + cells, cells, gated=True)
-    core = config.depth * config.loops * _block(config, pairs * each + cells, cells, gated=True)
-    head = 2 * cells * config.width * NUM_CLASSES
-    projectors = (2 * pairs + 1) * 2 * (cells / 4) * config.width * feature_width
-    return encoder + answers * (core + head) + projectors
+    cells, colors, each = side**2, batch.palette.shape[-1], config.tokens_per_pair
+    encoder = pairs * config.encoder_depth * _color_block(config, each + cells, cells, colors)
+    core = config.depth * config.loops
+    core *= _color_block(config, pairs * each + cells, cells, colors)
+    head = 2 * cells * config.width * (colors + 2)
+    frames = (2 * pairs + 1) * (cells / 4)
+    paint = (pairs + 1) * 2 * cells * colors * config.width * config.mlp_width
+    projectors = frames * 2 * config.mlp_width * feature_width
+    return encoder + answers * (core + head) + paint + projectors
 
 
-def _block(config: ModelConfig, tokens: int, cells: int, *, gated: bool) -> float:
+def _block(config: ModelConfig, tokens: int) -> float:
     width, hidden = config.width, config.mlp_width
     attention = 4 * 2 * tokens * width**2 + 2 * 2 * tokens**2 * width
-    mlp = (3 if gated else 2) * 2 * tokens * width * hidden
-    convolved = gated and config.convolution
-    return attention + mlp + convolved * 2 * 9 * cells * hidden
+    return attention + 2 * 2 * tokens * width * hidden
+
+
+def _color_block(config: ModelConfig, tokens: int, cells: int, colors: int) -> float:
+    width, hidden = config.width, config.mlp_width
+    patterns = 2 * 2 * tokens * width * hidden + 2 * tokens**2 * hidden  # from the colors' mean
+    read = colors * (2 * 2 * tokens * width**2 + 2 * tokens**2 * width)
+    mlp = (3 * colors + 2) * 2 * tokens * width * hidden
+    return patterns + read + mlp + config.convolution * 2 * 9 * cells * colors * hidden
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """A task to be learnt: what of it may be shown, and how it is drawn for each step.
 
-In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P` demonstrations,
-`N` canvas side.
+In the shape descriptions: `W` tasks at once, `A` drawn copies of a task, `P` demonstrations,
+`N` canvas side, `C` slots of the palette.
 """
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from bridge.arc import Task, open_questions
 from bridge.canvas import Placement, side_for
 from bridge.errors import InputError
 from bridge.transforms import Transform
-from student_jax.batch import Array, Augmentation, demonstration_canvases
+from student_jax.batch import (
+    Array,
+    Augmentation,
+    colors_of,
+    demonstration_canvases,
+    palette_of,
+    room_for,
+)
 from student_jax.vote import views_of
 
 PAIRS = (2, 3, 4, 6, 10)  # P is the smallest of these that holds a task's demonstrations, or 10
@@ -30,7 +38,8 @@ class Lesson:
     task: Task  # blind
     side: int  # N, one for all its questions
     pairs: int  # P
-    views: tuple[Transform, ...]
+    colors: tuple[int, ...]  # that the task shows
+    views: tuple[Transform, ...]  # none recolors
 
 
 @jax.tree_util.register_dataclass
@@ -38,8 +47,10 @@ class Lesson:
 class Shown:
     """A task's demonstrations; of one task, or with a leading axis W of several."""
 
+    view: Array  # i32[A], which of the lesson's views each copy is drawn in
     demonstrations: Array  # u8[A, P, 2, N, N]
     mask: Array  # bool[A, P]
+    palette: Array  # u8[A, C]
 
 
 def make_lesson(task: Task, views: int = 1) -> Lesson:
@@ -56,29 +67,47 @@ def make_lesson(task: Task, views: int = 1) -> Lesson:
     count = len(task.demonstrations)
     if not count:
         raise InputError(f"task {task.task_id}: expected demonstrations to adapt to, got none")
+    questions = open_questions(task)
     return Lesson(
         task=task,
-        side=max(side_for(question) for question in open_questions(task)),
+        side=max(side_for(question) for question in questions),
         pairs=next((p for p in PAIRS if p >= count), PAIRS[-1]),
-        views=tuple(views_of(task.task_id, views)),
+        colors=tuple(sorted({c for q in questions for c in colors_of(q.demonstrations, q.query)})),
+        views=tuple(views_of(views)),
     )
 
 
-def show(lesson: Lesson, augmentations: Sequence[Augmentation]) -> Shown:
-    """Draws a task's demonstrations once for each augmentation."""
-    pairs = lesson.task.demonstrations
-    drawn = [demonstration_canvases(pairs, lesson.side, lesson.pairs, a) for a in augmentations]
-    canvases, masks = zip(*drawn, strict=True)
-    return Shown(np.stack(canvases), np.stack(masks))
+def show_plainly(lesson: Lesson) -> Shown:
+    """Draws a task's demonstrations once in every view."""
+    return _show(lesson, range(len(lesson.views)), [Placement()] * len(lesson.views))
 
 
 def show_augmented(lesson: Lesson, copies: int, seed: int, step: int) -> Shown:
     """Draws a step's copies: they hang on the seed, the task and the step alone."""
     name = int.from_bytes(hashlib.sha256(lesson.task.task_id.encode()).digest()[:8])
     rng = np.random.default_rng((seed, name, step))
-    views = [lesson.views[i] for i in rng.integers(len(lesson.views), size=copies)]
     longest = lesson.task.largest_side
-    return show(lesson, [Augmentation(v, Placement.draw(rng, longest, lesson.side)) for v in views])
+    places = [Placement.draw(rng, longest, lesson.side) for _ in range(copies)]
+    return _show(lesson, rng.integers(len(lesson.views), size=copies).tolist(), places)
+
+
+def queries(lesson: Lesson) -> npt.NDArray[np.uint8]:
+    """Draws a task's test inputs in every view, u8[inputs, views, N, N]."""
+    return np.stack(
+        [
+            [Augmentation(view).canvas(grid, lesson.side) for view in lesson.views]
+            for grid in lesson.task.test_inputs
+        ]
+    )
+
+
+def _show(lesson: Lesson, views: Sequence[int], places: Sequence[Placement]) -> Shown:
+    pairs, room = lesson.task.demonstrations, room_for(lesson.colors)
+    how = [Augmentation(lesson.views[i], place) for i, place in zip(views, places, strict=True)]
+    drawn = [demonstration_canvases(pairs, lesson.side, lesson.pairs, each) for each in how]
+    canvases, masks = zip(*drawn, strict=True)
+    palettes = [palette_of(lesson.colors, room, each) for each in how]
+    return Shown(np.array(views), np.stack(canvases), np.stack(masks), np.stack(palettes))
 
 
 def stack(shown: Sequence[Shown]) -> Shown:

@@ -41,6 +41,7 @@ NO_PART = (
         "adapt",
         "adapter",
         "lesson",
+        "pace",
         "export",
         "import_weights",
         "release",

@@ -41,7 +41,7 @@ class Asked:
     which: Literal["latest", "best"] = "latest"
     """a run's latest checkpoint, or the one that answered the most held-out questions"""
     views: int = 1
-    """of each question, turned, mirrored and recolored, to vote on; all in few calls"""
+    """of each question, turned and mirrored, to vote on, at most 8; all in few calls"""
     source: str | None = None
     """arcagi/evaluation, a folder, a Kaggle file; by default the tasks of the training run. With
     TASK: where its id is looked up"""

@@ -24,7 +24,7 @@ from bridge.weights import is_release
 from student_jax.batch import Augmentation, Batch, scale_teacher
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import ModelConfig, TrainConfig
-from student_jax.data import Examples
+from student_jax.data import Bucket, Examples
 from student_jax.release import read_release
 from student_jax.step import make_mesh, replicated
 from student_jax.students import make_student
@@ -33,7 +33,8 @@ from student_jax.vote import tally, views_of
 Which = Literal["latest", "best"]
 # (params, scaling, batch) -> log-probabilities f32[B, N, N, V]
 Predict = Callable[[Any, Scaling, Batch], jax.Array]
-BATCH = 8  # questions a call; padded, so that a bucket compiles once
+BATCH = 8  # questions a call, at most; padded, so that a bucket compiles once
+CELLS = 2048  # of queries a call, at most: memory follows them
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,18 @@ def answer_all(
     predict: Predict, params: Any, scaling: Scaling, examples: Examples, views: int = 1
 ) -> dict[str, Attempts]:
     """Returns example_id -> attempts, in the order of the examples; all views in few calls."""
-    buckets: dict[int, list[tuple[int, Transform]]] = defaultdict(list)
+    buckets: dict[Bucket, list[tuple[int, Transform]]] = defaultdict(list)
     for i, example in enumerate(examples.examples):
-        buckets[example.bucket] += [(i, view) for view in views_of(example.question.task_id, views)]
+        buckets[example.bucket] += [(i, view) for view in views_of(views)]
     read = decode_whole if examples.model.kind == "original" else decode
     answers: dict[int, list[tuple[Transform, Attempts]]] = defaultdict(list)
-    for _, asked in sorted(buckets.items()):
-        for start in range(0, len(asked), BATCH):
-            chosen = asked[start : start + BATCH]
-            indices, shown = zip(*chosen, *[chosen[-1]] * (BATCH - len(chosen)), strict=True)
+    for bucket, asked in sorted(buckets.items()):
+        size = BATCH
+        if examples.model.kind == "grid":
+            size = max(1, min(BATCH, CELLS // bucket.size**2))
+        for start in range(0, len(asked), size):
+            chosen = asked[start : start + size]
+            indices, shown = zip(*chosen, *[chosen[-1]] * (size - len(chosen)), strict=True)
             batch = examples.batch(indices, [Augmentation(view) for view in shown])
             log_probs = np.asarray(predict(params, scaling, batch))
             for (i, view), values in zip(chosen, log_probs, strict=False):
@@ -168,7 +172,11 @@ def make_predict(config: ModelConfig, feature_width: int) -> Predict:
             logits = output.logits  # pyright: ignore[reportAttributeAccessIssue]
         else:
             task, _ = model.apply(
-                variables, batch.demonstrations, batch.demonstration_mask, method="encode_task"
+                variables,
+                batch.demonstrations,
+                batch.demonstration_mask,
+                batch.palette,
+                method="encode_task",
             )
             logits, _ = model.apply(variables, task, batch.query, method="answer")
         return jax.nn.log_softmax(logits.astype(jnp.float32))

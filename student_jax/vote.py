@@ -1,40 +1,33 @@
 """Many views of one question, one vote: exact grids are counted, then their probability decides.
 
-A view is the question turned, mirrored and recolored; the answer is mapped back before it counts.
+A view is the question turned and mirrored; the answer is mapped back before it counts.
 Source: VARC (arXiv 2511.14761) and HRM's evaluation (arXiv 2506.21734): exact-grid majority over
 augmented views, two attempts.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-import numpy as np
-
 from bridge.arc import Grid
 from bridge.canvas import Attempts
+from bridge.errors import InputError
 from bridge.transforms import NUM_DIHEDRAL, Transform
 
 
-def views_of(task_id: str, count: int) -> list[Transform]:
-    """Returns `count` different views of a task's questions, the questions as they are first.
+def views_of(count: int) -> list[Transform]:
+    """Returns `count` different views of a question: as it is, then its other symmetries.
 
-    Then their symmetries, then symmetries with colors 1..9 permuted. They hang on the task's id
-    alone, so another batch or another machine draws the same.
+    None is recolored: a grid student answers a recolored question alike, so its vote says nothing.
+
+    Raises:
+        InputError: if there are not so many.
     """
-    views = [Transform(dihedral=i) for i in range(min(count, NUM_DIHEDRAL))]
-    digest = hashlib.sha256(task_id.encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8]))
-    seen = set(views)
-    while len(views) < count:
-        view = Transform.draw(rng)
-        if view not in seen:
-            views.append(view)
-            seen.add(view)
-    return views
+    if not 1 <= count <= NUM_DIHEDRAL:
+        raise InputError(f"views: expected 1 to {NUM_DIHEDRAL}, the symmetries, got {count}")
+    return [Transform(dihedral=i) for i in range(count)]
 
 
 @dataclass

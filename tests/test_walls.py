@@ -26,7 +26,13 @@ COMMANDS = [
     "student_jax.import_weights",
     "bridge.torch_export",
 ]
-EDGES = {"bridge.from_torch", "bridge.to_jax", "bridge.torch_export", "bridge.torch_student"}
+EDGES = {
+    "bridge.from_torch",
+    "bridge.to_jax",
+    "bridge.torch_export",
+    "bridge.torch_student",
+    "bridge.torch_grid_student",
+}
 
 
 def modules_of(package):
@@ -51,7 +57,10 @@ def test_modules_import_without_the_other_side(modules, blocked):
 
 def test_edges_import_one_framework_each():
     edges = [("to_jax", "torch")]
-    edges += [(name, "jax") for name in ("from_torch", "torch_student", "torch_export")]
+    edges += [
+        (name, "jax")
+        for name in ("from_torch", "torch_student", "torch_grid_student", "torch_export")
+    ]
     for edge, blocked in edges:
         code = f"import sys; sys.modules['{blocked}'] = None; import bridge.{edge}"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -12,18 +12,15 @@ was stopped goes on where it stood.
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from conditions import conditions
 from rich.console import Console
 from rich.table import Table
 
@@ -82,16 +79,14 @@ class AblateConfig:
 
 def main(config: AblateConfig) -> None:
     """Train and score every variant with every seed."""
+    under = conditions("jax", "flax", "optax")
     rows = []
     for name in config.variants:
         for seed in config.seeds:
             rows += measure(config, name, seed)
             show(config, rows)
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {name: version(name) for name in ("jax", "flax", "optax")},
+        **under,
         "config": configs.to_dict(config),
         "tasks": sorted(held_out(config)),
         "baselines": {

@@ -2,24 +2,18 @@
 
     python tools/bench_adapt.py --out tools/measurements/adapt_cpu.json
 
-A task-step is one update of one task's weights on augmented copies of its demonstrations, each
-answered from the others. Both sides start from the same weights, see the same drawings and make the
-same updates, clipping and Adam included; PyTorch, too, reads each demonstration once. Rounds are
-interleaved and ratios taken inside a round. Their losses must stay together: the proof that both do
-the same work.
+A task-step is one update of one task's weights and tokens on augmented copies of its
+demonstrations. Both sides start from the same weights, see the same drawings and make the same
+updates, clipping and AdamW included. Rounds are interleaved and ratios taken inside a round. Their
+losses must stay together: the proof that both do the same work.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from conditions import conditions
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
@@ -37,11 +32,10 @@ from bridge.arc import Task, parse_task
 from bridge.canvas import NUM_CLASSES
 from bridge.errors import InputError
 from bridge.files import write_text
-from bridge.torch_student import GridMirror
+from bridge.torch_grid_student import GridMirror
 from bridge.tree import flatten
-from student_jax.adapter import AdaptConfig, Adapter
-from student_jax.batch import Augmentation
-from student_jax.lesson import Lesson, Shown, make_lesson, show, show_augmented, stack
+from student_jax.adapter import TOKENS_RATE, AdaptConfig, Adapter
+from student_jax.lesson import Lesson, Shown, make_lesson, show_augmented, show_plainly, stack
 from student_jax.solve import NANO
 from student_jax.solver import Solver, load_solver
 
@@ -58,7 +52,7 @@ class BenchAdaptConfig:
     """of the canvases"""
     tasks: tuple[int, ...] = (1, 8)
     """at once in JAX; PyTorch takes them one after the other"""
-    copies: int = 4
+    copies: int = 1
     rounds: int = 5
     """timed ones, after one that warms up"""
     out: Path | None = None
@@ -67,15 +61,12 @@ class BenchAdaptConfig:
 
 def main(config: BenchAdaptConfig) -> None:
     """Measure every canvas side and number of tasks."""
+    under = conditions("jax", "flax", "optax", "torch")
     solver = load_solver(config.checkpoint)
     rows = [measure(config, solver, side, count) for side in config.sides for count in config.tasks]
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "load": os.getloadavg()[0],
+        **under,
         "device": jax.devices()[0].device_kind,
-        "versions": {name: version(name) for name in ("jax", "flax", "optax", "torch")},
         "parameters": solver.num_parameters,
         "config": configs.to_dict(config),
         "rows": rows,
@@ -93,18 +84,25 @@ def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> 
     """Times both sides in turn."""
     adapter = Adapter(solver, AdaptConfig(copies=config.copies, tasks_at_once=count))
     lessons = [random_lesson(side, i) for i in range(count)]
-    learnt, state = adapter._begin(
-        solver.params, stack([show(x, [Augmentation()]) for x in lessons])
-    )
-    others = [TorchTask(solver, adapter.config.lr) for _ in lessons]
+    plain = [show_plainly(lesson) for lesson in lessons]
+    learnt, state, tasks = adapter._begin(solver.params, stack(plain))
+    others = [TorchTask(solver, adapter.config, each) for each in plain]
     times: dict[str, list[float]] = {"jax": [], "torch": []}
     losses: dict[str, list[float]] = {"jax": [], "torch": []}
     for step in range(config.rounds + 1):
         shown = [show_augmented(lesson, config.copies, 0, step) for lesson in lessons]
-        losses["jax"].append(mean_loss(adapter, learnt, solver, shown))
+        losses["jax"].append(mean_loss(adapter, learnt, solver, tasks, shown))
         started = time.perf_counter()
         learnt, state, *_ = jax.block_until_ready(
-            adapter._update(learnt, state, solver.params, stack(shown), np.ones(count, bool), 1.0)
+            adapter._update(
+                learnt,
+                state,
+                solver.params,
+                tasks,
+                stack(shown),
+                np.ones(count, bool),
+                adapter.config.lr,
+            )
         )
         times["jax"].append(time.perf_counter() - started)
         started = time.perf_counter()
@@ -132,40 +130,55 @@ def random_lesson(side: int, seed: int) -> Lesson:
     return make_lesson(task)
 
 
-def mean_loss(adapter: Adapter, learnt: Any, solver: Solver, shown: Sequence[Shown]) -> float:
+def mean_loss(
+    adapter: Adapter, learnt: Any, solver: Solver, tasks: Any, shown: Sequence[Shown]
+) -> float:
     """The loss before an update, as JAX computes it."""
-    loss = jax.vmap(adapter._loss, in_axes=(0, None, 0))
-    losses, _ = loss(learnt, solver.params, stack(shown))
+    loss = jax.vmap(adapter._loss, in_axes=(0, None, 0, 0))
+    losses, _ = loss(learnt, solver.params, tasks, stack(shown))
     return float(losses.mean())
 
 
 class TorchTask:
     """One task that learns in eager PyTorch."""
 
-    def __init__(self, solver: Solver, lr: float) -> None:
-        """Gives the mirror the student's weights."""
+    def __init__(self, solver: Solver, config: AdaptConfig, plain: Shown) -> None:
+        """Gives the mirror the student's weights, and the task its tokens."""
         model = solver.config.model
         self.mirror = GridMirror(asdict(model), solver.feature_width)
         state = weights.to_torch(flatten(jax.device_get(solver.params)), model.kind)
         self.mirror.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
-        self.tokens_per_pair = model.tokens_per_pair
-        self.optimizer = torch.optim.Adam(self.mirror.parameters(), lr=lr)
+        with torch.no_grad():
+            tokens, self.colors = self.mirror.encode_task(torch.tensor(plain.demonstrations))
+        self.tokens = torch.nn.Parameter(tokens)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(self.mirror.parameters())},
+                {"params": [self.tokens], "lr": TOKENS_RATE * config.lr},
+            ],
+            lr=config.lr,
+            betas=(0.9, 0.98),
+            weight_decay=config.weight_decay,
+        )
 
     def step(self, shown: Shown) -> float:
         """Makes one update and returns the loss before it."""
         demonstrations = torch.tensor(np.asarray(shown.demonstrations))
         mask = torch.tensor(np.asarray(shown.mask))
         copies, pairs, side = *mask.shape, demonstrations.shape[-1]
-        tokens = self.mirror.encode_task(demonstrations).repeat_interleave(pairs, 0)
-        others = mask[:, None] & ~torch.eye(pairs, dtype=torch.bool)
-        inputs = demonstrations[:, :, 0].reshape(-1, side, side)
-        logits = self.mirror.answer(tokens, others.reshape(-1, pairs), inputs)
+        view = torch.tensor(np.asarray(shown.view)).repeat_interleave(pairs)
+        logits = self.mirror.answer(
+            self.tokens[view],
+            self.colors[view],
+            mask.repeat_interleave(pairs, 0),
+            demonstrations[:, :, 0].reshape(-1, side, side),
+        )
         answers = demonstrations[:, :, 1].reshape(-1).long()
         nats = functional.cross_entropy(logits.reshape(-1, NUM_CLASSES), answers, reduction="none")
         loss = (nats.reshape(copies, pairs, -1).mean(-1) * mask).sum() / mask.sum()
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.mirror.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([*self.mirror.parameters(), self.tokens], 1.0)
         self.optimizer.step()
         return loss.item()
 

@@ -9,23 +9,21 @@ the machine's mood cancels.
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from conditions import conditions
 
 from bridge import config as configs
 from bridge.arc import all_questions
@@ -73,16 +71,14 @@ def main(config: BenchConfig) -> None:
 
 def measure(source: FeatureStore, config: BenchConfig, work: Path) -> dict[str, Any]:
     """Returns all measurements with what they were made on."""
+    under = conditions("numpy", "tensorstore", "ml_dtypes")
     encodings = {}
     for tokens, values in itertools.product(("all", "shown", "pooled"), ("bf16", "fp8")):
         encoding = Encoding(tokens=tokens, values=values)  # pyright: ignore[reportArgumentType]
         encodings[f"{tokens} {values}"] = measure_encoding(source, encoding, work)
     writes, reads = measure_speed(source, config, work)
     return {
-        "command": f"python tools/bench_store.py --store {config.store}",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {n: version(n) for n in ("numpy", "tensorstore", "ml_dtypes")},
+        **under,
         "teacher": f"{source.provenance['teacher']}, {source.provenance['weights']}",
         "features": f"{len(source)} views x {source.feature_width} channels",
         "encodings": encodings,

@@ -11,17 +11,14 @@ both do the same work. PyTorch is eager. JAX_DEFAULT_MATMUL_PRECISION=highest fo
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +26,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import torch
+from conditions import conditions
 from rich.console import Console
 from rich.table import Table
 from torch_step import torch_side
@@ -38,7 +36,7 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.scaling import no_scaling
 from student_jax import state as states
-from student_jax.batch import Batch, feature_batch
+from student_jax.batch import Batch, all_colors, feature_batch
 from student_jax.config import DataConfig, TrainConfig
 from student_jax.dry_run import MIB, peak_bytes
 from student_jax.flops import example_flops, matmul_ceiling
@@ -52,8 +50,8 @@ HOST_DEVICES = (1, 2, 4)
 LIMITS = {"nano": 2_000_000, "full": 48_500_000}  # parameters
 # The original at full size is what its own config says.
 SIZES: dict[tuple[str, str], dict[str, Any]] = {
-    ("grid", "nano"): {"width": 128, "heads": 4, "mlp_width": 256, "depth": 4, "encoder_depth": 2},
-    ("grid", "full"): {"width": 512, "heads": 8, "mlp_width": 1536, "depth": 9, "encoder_depth": 4},
+    ("grid", "nano"): {"width": 32, "heads": 4, "mlp_width": 64, "depth": 4, "encoder_depth": 2},
+    ("grid", "full"): {"width": 384, "heads": 8, "mlp_width": 1152, "depth": 7, "encoder_depth": 3},
     ("feature", "nano"): {"width": 48, "heads": 4, "mlp_width": 96, "depth": 4},
     ("feature", "full"): {"width": 512, "heads": 8, "mlp_width": 2048, "depth": 9},
     ("original", "nano"): {"width": 32, "heads": 4, "mlp_width": 128, "depth": 2},
@@ -111,12 +109,8 @@ def main(config: BenchTrainConfig) -> None:
     torch.set_float32_matmul_precision("high" if tf32 else "highest")  # high: TF32
     torch.backends.cudnn.allow_tf32 = tf32
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "load": os.getloadavg()[0],  # before the first step
+        **conditions("jax", "flax", "optax", "torch"),
         "device": jax.devices()[0].device_kind,
-        "versions": {n: version(n) for n in ("jax", "flax", "optax", "torch")},
         "torch": {"eager": True, "tf32": tf32, "threads": torch.get_num_threads()},
         "config": configs.to_dict(config),
         **measure(config, settings_of(config)),
@@ -217,6 +211,7 @@ def random_batch(config: BenchTrainConfig, settings: TrainConfig, seed: int) -> 
     return Batch(
         demonstrations=cells(pairs, 2, side, side),
         demonstration_mask=known,
+        palette=all_colors(size),
         query=cells(side, side),
         answer=cells(side, side),
         teacher=features(mask.shape[1]),

@@ -9,22 +9,18 @@ here measures skill. It is kept as a warning, so this file alone may show a teac
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import numpy.typing as npt
+from conditions import conditions
 from tqdm import tqdm
 
 from bridge import config as configs
@@ -60,6 +56,7 @@ class OriginalRunConfig:
 
 def main(config: OriginalRunConfig) -> None:
     """Repeat the original's leaky experiment beside the black image that beats it."""
+    under = conditions("jax", "flax", "torch")
     pairs = leaky_pairs(config.limit)
     store = extract(config, pairs)
     train, held_out = split(list(pairs))  # tasks by id, train before test: the original's order
@@ -76,10 +73,7 @@ def main(config: OriginalRunConfig) -> None:
         print(f"{name:40}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
     if config.out:
         result = {
-            "command": " ".join(["python", *sys.argv]),
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-            "versions": {n: version(n) for n in ("jax", "flax", "torch")},
+            **under,
             "pairs": {"trained on": len(train), "held out": len(held_out)},
             "steps": config.steps,
             "seconds_a_step": seconds,

@@ -18,7 +18,8 @@ from torch.nn import functional
 from bridge import weights
 from bridge.errors import InputError
 from bridge.from_torch import from_numpy
-from bridge.torch_student import FeatureMirror, GridMirror, Scale, make_mirror
+from bridge.torch_grid_student import GridMirror
+from bridge.torch_student import FeatureMirror, Scale, make_mirror
 from bridge.tree import flatten
 from student_jax import state as states
 from student_jax.batch import Batch

@@ -13,7 +13,7 @@ from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.torch_student import make_mirror
 from bridge.tree import flatten, unflatten
-from student_jax.batch import Batch, scale_teacher
+from student_jax.batch import Batch, all_colors, scale_teacher
 from student_jax.config import LossConfig, ModelConfig
 from student_jax.losses import distillation_loss
 from student_jax.students import make_student
@@ -35,6 +35,7 @@ def make_batch(tokens=64, side=8, pairs=2, width=WIDTH, size=3):
     return Batch(
         demonstrations=rng.integers(0, 12, (size, pairs, 2, side, side)).astype(np.uint8),
         demonstration_mask=np.arange(pairs) < np.array([[2], [1], [2]])[:size],
+        palette=all_colors(size),
         query=rng.integers(0, 12, (size, side, side)).astype(np.uint8),
         answer=np.zeros((size, side, side), np.uint8),
         teacher=rng.normal(0, 2.1, (size, tokens, width)).astype(np.float32),

@@ -14,6 +14,7 @@ from bridge.canvas import BACKGROUND
 from bridge.errors import InputError
 from bridge.store import FeatureStore
 from bridge.transforms import Transform
+from student_jax.batch import ROOMS
 from student_jax.data import Plan, plan_epoch
 from student_jax.train import load_examples, make_scaling
 from teacher_torch.extract import main as extract
@@ -40,6 +41,23 @@ def test_an_epoch_covers_every_example_and_never_mixes_buckets(buckets, batch_si
 def examples(train_config, store_path):
     config = train_config(**{"data.augmented_fraction": 0.5})
     return examples_of(config, FeatureStore(store_path))
+
+
+def test_palette_holds_what_the_question_shows_and_never_the_answer(examples):
+    """Nor what only a demonstration shows that is not read."""
+    for example in examples.examples:
+        seen = example.question.demonstrations[: examples.count]
+        grids = [g for pair in seen for g in (pair.input, pair.output)]
+        shown = {int(c) for g in (*grids, example.question.query) for c in g.ravel()}
+        assert set(example.colors) == shown
+        assert example.bucket.colors in ROOMS
+        assert example.bucket.colors >= len(shown)
+        other = replace(example, answer=np.full_like(example.answer, 9))
+        assert other.colors == example.colors
+    batch = examples.train_batch(Plan(0, 4), 0)
+    for i, palette in enumerate(batch.palette):
+        drawn = {*batch.query[i].ravel(), *batch.demonstrations[i].ravel()}
+        assert {c for c in drawn if c < 10} - set(palette.tolist()) <= {0}  # 0: empty places
 
 
 def test_batches_do_not_depend_on_where_a_run_starts(examples):
@@ -140,10 +158,11 @@ def test_generated_pairs_are_trained_on_without_a_teacher(train_config, store_pa
     examples = examples_of(config, FeatureStore(store_path))
     generated = [i for i, e in enumerate(examples.examples) if not e.has_teacher]
     assert len(generated) == 5
-    batch = examples.batch(generated[:2])
+    second = next(i for i in generated if examples.examples[i].question.query[0, 0] == 1)
+    batch = examples.batch([second])
     assert not batch.teacher_mask.any()
-    np.testing.assert_array_equal(batch.query[1, 0, :2], [1, 0])
-    np.testing.assert_array_equal(batch.answer[1, 0, :2], [0, 1])
+    np.testing.assert_array_equal(batch.query[0, 0, :2], [1, 0])
+    np.testing.assert_array_equal(batch.answer[0, 0, :2], [0, 1])
 
 
 @pytest.mark.parametrize("kind", ["standardise", "phi_s"])

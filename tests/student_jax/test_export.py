@@ -57,6 +57,8 @@ def test_folder_holds_what_others_look_for(exported):
     solver = load_solver(exported / "run")
     assert about["model_type"] == f"sage-distill-{solver.config.model.kind}"
     assert about["num_parameters"] == solver.num_parameters
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]  # all may read it
     card = (folder / "README.md").read_text()
     assert "random weights, tiny, seed 0" in card
     assert ("cannot answer without the teacher" in card) == solver.config.model.reads_features
@@ -79,9 +81,11 @@ def test_torchscript_and_export_answer_as_the_student_does(exported, capsys):
 def test_gate_fails_on_other_weights(exported, tmp_path):
     folder = exported / "export"
     tensors, about = weights.load(folder / "model.safetensors")
-    name = next(name for name in ("head.bias", "decoder.6.bias") if name in tensors)
+    name = next(
+        name for name in ("head.bias", "color_head.bias", "decoder.6.bias") if name in tensors
+    )
     for changed in (name, *(["projector.bias"] if "projector.bias" in tensors else [])):
-        other = {**tensors, changed: tensors[changed] + np.arange(tensors[changed].size) / 99}
+        other = {**tensors, changed: tensors[changed] + (1 + np.arange(tensors[changed].size)) / 99}
         other[changed] = other[changed].astype(np.float32)
         weights.save(tmp_path / "model.safetensors", other, about)
         for file in ("config.json", "proof.safetensors"):

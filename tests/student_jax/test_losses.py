@@ -8,7 +8,7 @@ import torch
 
 from bridge.scaling import Scaling
 from student_jax import terms
-from student_jax.batch import Batch, StudentOutput, scale_teacher
+from student_jax.batch import Batch, StudentOutput, all_colors, scale_teacher
 from student_jax.config import LossConfig
 from student_jax.losses import distillation_loss, sum_per_example, sum_per_token
 from student_jax.terms import cosine_distance, cross_entropy, squared_error
@@ -171,6 +171,7 @@ def make_batch(rng, mask):
     return Batch(
         demonstrations=np.zeros((size, 0, 2, 8, 8), np.uint8),
         demonstration_mask=np.zeros((size, 0), bool),
+        palette=all_colors(size),
         query=np.zeros((size, 8, 8), np.uint8),
         answer=rng.integers(0, 12, (size, 8, 8)).astype(np.uint8),
         teacher=rng.normal(size=(size, tokens, 4)).astype(np.float32),

@@ -13,7 +13,7 @@ from bridge import config as configs
 from bridge.store import FeatureStore
 from bridge.tree import flatten
 from student_jax import step as step_module
-from student_jax.batch import Batch, feature_batch, scale_teacher
+from student_jax.batch import Batch, all_colors, feature_batch, scale_teacher
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Plan
 from student_jax.flops import example_flops, matmul_ceiling
@@ -132,7 +132,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_and_loss_in_f32(start, kind):
 
     text = str(jax.make_jaxpr(forward)(state.params, batch))
     products = re.findall(r":(\w+)\[[^\]]*\] = dot_general", text)
-    in_f32 = {"grid": 1, "feature": 2, "original": 3}[kind]  # the head
+    in_f32 = {"grid": 3, "feature": 2, "original": 3}[kind]  # the heads
     attention = config.model.depth + (config.model.encoder_depth if kind == "grid" else 0)
     assert len(products) > 6
     assert products.count("f32") <= in_f32 + attention  # attention adds its scores up in f32
@@ -160,6 +160,7 @@ def test_bf16_gradients_stay_near_f32_over_many_tokens(start, kind):
     batch = Batch(
         demonstrations=rng.integers(0, 10, (size, 1, 2, side, side)).astype(np.uint8),
         demonstration_mask=np.ones((size, 1), bool),
+        palette=all_colors(size),
         query=rng.integers(0, 10, (size, side, side)).astype(np.uint8),
         answer=rng.integers(0, 10, (size, side, side)).astype(np.uint8),
         teacher=teacher,
@@ -266,6 +267,7 @@ def flops_batch(model):
     return Batch(
         demonstrations=np.zeros((2, 3, 2, 12, 12), np.uint8),
         demonstration_mask=np.ones((2, 3), bool),
+        palette=all_colors(2),
         query=np.zeros((2, 12, 12), np.uint8),
         answer=np.zeros((2, 12, 12), np.uint8),
         teacher=np.zeros((2, 7 * 36, 64), np.float32),

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from bridge.store import FrameTokens, Record
-from student_jax.batch import Batch, frame_maps
+from student_jax.batch import NO_COLOR, Batch, all_colors, frame_maps
 from student_jax.config import ModelConfig
-from student_jax.students import make_student, to_patches
+from student_jax.grid_student import to_patches
+from student_jax.students import make_student
 
 SMALL = {"width": 16, "heads": 2, "mlp_width": 16, "depth": 1, "encoder_depth": 1}
 
@@ -18,6 +19,7 @@ def grid_batch(size=2, pairs=2, side=8, width=4):
     return Batch(
         demonstrations=rng.integers(0, 12, (size, pairs, 2, side, side)).astype(np.uint8),
         demonstration_mask=np.ones((size, pairs), bool),
+        palette=all_colors(size),
         query=rng.integers(0, 12, (size, side, side)).astype(np.uint8),
         answer=np.zeros((size, side, side), np.uint8),
         teacher=np.zeros((size, tokens, width), np.float32),
@@ -58,12 +60,12 @@ def test_feature_student_shapes():
     assert output.features.shape == (2, 5164, 2048)
 
 
-def test_the_largest_default_students_stay_inside_the_budget():
+def test_the_largest_feature_student_stays_inside_the_budget():
     large = {"width": 512, "heads": 8, "mlp_width": 2048, "depth": 6}
-    for kind, batch in (("grid", grid_batch(width=2048)), ("feature", feature_batch(8, 32, 2048))):
-        model = make_student(ModelConfig(kind=kind, encoder_depth=2, **large), 2048)
-        variables = jax.eval_shape(lambda m=model, b=batch: m.init(jax.random.key(0), b))
-        assert count(variables) <= 48_500_000
+    model = make_student(ModelConfig(kind="feature", **large), 2048)
+    batch = feature_batch(8, 32, 2048)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch))
+    assert count(variables) <= 48_500_000
 
 
 def test_feature_student_refuses_a_sequence_beyond_its_positions():
@@ -101,6 +103,49 @@ def test_what_shares_the_batch_does_not_change_the_answer(grid_student):
     batch = grid_batch(pairs=3)
     swapped = jax.tree.map(lambda x: x[::-1], batch)
     np.testing.assert_allclose(grid_student(swapped)[::-1], grid_student(batch), atol=1e-5)
+
+
+def in_few_colors(batch, count):
+    """The batch with its colors taken modulo `count`; border and background stay."""
+    few = lambda cells: np.where(cells < 10, cells % count, cells).astype(np.uint8)  # noqa: E731
+    return replace(batch, demonstrations=few(batch.demonstrations), query=few(batch.query))
+
+
+@pytest.fixture(scope="module")
+def said():
+    """What a student says of a batch in three colors, and how to ask it."""
+    model = make_student(ModelConfig(kind="grid", **SMALL), 4)
+    batch = in_few_colors(grid_batch(pairs=3), 3)
+    params = jax.jit(model.init)(jax.random.key(0), batch)
+    ask = jax.jit(lambda batch: model.apply(params, batch, left_out=True))
+    return ask, batch, ask(batch)
+
+
+def test_recolored_question_is_answered_in_the_new_colors(said):
+    """Black stays; 1 and 2 become 7 and 1."""
+    ask, batch, output = said
+    new = np.array([0, 7, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11], np.uint8)
+    recolored = replace(batch, demonstrations=new[batch.demonstrations], query=new[batch.query])
+    answer = ask(recolored)
+    np.testing.assert_allclose(answer.logits[..., new], output.logits, atol=1e-5)
+    np.testing.assert_allclose(answer.left_out[..., new], output.left_out, atol=1e-5)
+    assert np.abs(answer.logits - output.logits).max() > 1  # the colors did change
+
+
+def test_palette_changes_the_cost_and_no_answer(said):
+    ask, batch, output = said
+    few = replace(batch, palette=np.array([[2, 0, 1, NO_COLOR]] * 2, np.uint8))
+    for name in ("logits", "left_out", "features"):
+        np.testing.assert_allclose(
+            getattr(ask(few), name), getattr(output, name), atol=1e-5, err_msg=name
+        )
+
+
+def test_black_is_not_like_the_other_colors(said):
+    ask, batch, output = said
+    new = np.array([1, 0, *range(2, 12)], np.uint8)
+    swapped = replace(batch, demonstrations=new[batch.demonstrations], query=new[batch.query])
+    assert np.abs(ask(swapped).logits[..., new] - output.logits).max() > 1e-4
 
 
 def test_each_demonstration_is_answered_as_if_its_own_pair_were_not_there():

@@ -1,0 +1,255 @@
+"""The grid student's PyTorch mirror; see `bridge/torch_student.py` for the others.
+
+In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `T` tokens, `C` = 10
+colors, `V` = 12 cell classes, `D` width, `M` MLP width, `H` heads, `F` teacher feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bridge.arc import NUM_COLORS
+from bridge.canvas import BACKGROUND, BORDER
+
+FLAX_EPSILON = 1e-6  # of flax.linen.LayerNorm
+# As student_jax/color_trunk.py and student_jax/grid_student.py.
+ROPE_BASE, LINE_ROPE_BASE = 100.0, 10_000.0
+NUM_TRAITS, NEVER = 6, -10.0
+
+
+class Projector(nn.Module):
+    """From a student's width to its teacher's; see `student_jax.trunk.Projector`."""
+
+    def __init__(self, width: int, feature_width: int, kind: str) -> None:
+        """Makes the layer."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(feature_width, width).normal_(std=width**-0.5))
+        self.bias = nn.Parameter(torch.zeros(feature_width))
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [*B, D] to [*B, F]."""
+        if self.kind == "linear":
+            return functional.linear(x, self.weight, self.bias)
+        tall = self.weight.shape[0] > self.weight.shape[1]
+        q, r = torch.linalg.qr(self.weight if tall else self.weight.T)
+        q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)[None]
+        return functional.linear(x, q if tall else q.T, self.bias)
+
+
+class Trunk(nn.Module):
+    """`depth` blocks, run `loops` times with the same weights, then a norm."""
+
+    def __init__(self, config: Mapping[str, Any], depth: int, loops: int, block: type) -> None:
+        """Makes the blocks."""
+        super().__init__()
+        width = config["width"]
+        self.blocks = nn.ModuleList([block(config) for _ in range(depth)])
+        self.rounds = nn.Parameter(torch.zeros(loops, width))
+        self.norm = nn.LayerNorm(width, FLAX_EPSILON)
+
+    def forward(self, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        """Maps [*B, D] to [*B, D]; the rest goes to every block."""
+        for rounds in self.rounds:
+            x = x + rounds
+            for block in self.blocks:
+                x = block(x, *rest)
+        return self.norm(x)
+
+
+class ColorBlock(nn.Module):
+    """Pre-norm attention and gated MLP, for every color the same; see its JAX twin."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Makes the layers."""
+        super().__init__()
+        width, mlp_width = config["width"], config["mlp_width"]
+        self.heads, self.convolves = config["heads"], config["convolution"]
+        self.norm1 = nn.LayerNorm(width, FLAX_EPSILON)
+        self.query = nn.Linear(width, mlp_width)
+        self.key = nn.Linear(width, mlp_width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, FLAX_EPSILON)
+        self.gate = nn.Linear(width, mlp_width)
+        self.mean_gate = nn.Linear(width, mlp_width)
+        self.up = nn.Linear(width, mlp_width)
+        self.mean_up = nn.Linear(width, mlp_width)
+        self.down = nn.Linear(mlp_width, width)
+        self.conv = (
+            nn.Conv2d(mlp_width, mlp_width, 3, padding=1, groups=mlp_width, bias=False)
+            if self.convolves
+            else nn.Identity()
+        )
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        shown: torch.Tensor,
+        mask: torch.Tensor,
+        angles: torch.Tensor,
+        side: int,
+    ) -> torch.Tensor:
+        """Maps [B, T, C, D] to [B, T, C, D]; shown bool[B, C], mask bool[B, T]."""
+        x = x + self._attention(self.norm1(x), shown, mask, angles)
+        return x + self._mlp(self.norm2(x), shown, side)
+
+    def _attention(
+        self, x: torch.Tensor, shown: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor
+    ) -> torch.Tensor:
+        batch, tokens, colors, width = x.shape
+        mean = mean_color(x, shown)
+        query, key = (
+            _rotate(layer(mean).reshape(batch, tokens, self.heads, -1), angles).transpose(1, 2)
+            for layer in (self.query, self.key)
+        )
+        value = self.value(x).reshape(batch, tokens, colors, self.heads, -1)
+        value = value.permute(0, 3, 1, 2, 4).reshape(batch, self.heads, tokens, -1)
+        scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+        scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
+        read = (scores.softmax(-1) @ value).reshape(batch, self.heads, tokens, colors, -1)
+        return self.out(read.permute(0, 2, 3, 1, 4).reshape(batch, tokens, colors, width))
+
+    def _mlp(self, x: torch.Tensor, shown: torch.Tensor, side: int) -> torch.Tensor:
+        mean = mean_color(x, shown)[:, :, None]
+        gate, up = self.gate(x) + self.mean_gate(mean), self.up(x) + self.mean_up(mean)
+        hidden = functional.silu(gate) * up
+        if not self.convolves:
+            return self.down(hidden)
+        batch, tokens, colors, width = hidden.shape
+        prefix = tokens - side * side
+        cells = hidden[:, prefix:].permute(0, 2, 3, 1).reshape(batch * colors, width, side, side)
+        mixed = self.conv(cells).reshape(batch, colors, width, side * side).permute(0, 3, 1, 2)
+        return self.down(torch.cat([hidden[:, :prefix], mixed], 1))
+
+
+class GridMirror(nn.Module):
+    """The product: raw grids in, a grid out. Every color has a state, shown or not."""
+
+    def __init__(self, config: Mapping[str, Any], feature_width: int) -> None:
+        """Takes the sizes of a `ModelConfig` as a dict."""
+        super().__init__()
+        width, mlp_width = config["width"], config["mlp_width"]
+        self.key_width = mlp_width // config["heads"]
+        self.tokens_per_pair, self.positions = config["tokens_per_pair"], config["positions"]
+        self.encoder = Trunk(config, config["encoder_depth"], 1, ColorBlock)
+        self.core = Trunk(config, config["depth"], config["loops"], ColorBlock)
+        self.color = nn.Embedding(NUM_TRAITS, width)
+        self.output_color = nn.Embedding(NUM_TRAITS, width)
+        self.pair_tokens = nn.Parameter(torch.zeros(self.tokens_per_pair, width))
+        self.color_head = nn.Linear(width, 1)
+        self.edge_head = nn.Linear(width, 2)
+        # Used by the loss alone; here so that no weight is lost on the way back.
+        self.paint = nn.Parameter(torch.zeros(NUM_COLORS, width, mlp_width))
+        self.input_projector = Projector(mlp_width, feature_width, config["projector"])
+        self.output_projector = Projector(mlp_width, feature_width, config["projector"])
+        self.query_projector = Projector(mlp_width, feature_width, config["projector"])
+
+    def forward(
+        self, demonstrations: torch.Tensor, mask: torch.Tensor, query: torch.Tensor
+    ) -> torch.Tensor:
+        """Answers one query per task.
+
+        Args:
+            demonstrations: u8[B, P, 2, N, N].
+            mask: bool[B, P].
+            query: u8[B, N, N].
+
+        Returns:
+            f32[B, N, N, V].
+        """
+        tokens, colors = self.encode_task(demonstrations)
+        return self.answer(tokens, colors, mask, query)
+
+    def encode_task(self, demonstrations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reads demonstrations u8[B, P, 2, N, N].
+
+        Returns:
+            Task tokens f32[B, P * K, C, D], and the colors that each shows, bool[B, P, C].
+        """
+        batch, pairs, _, side, _ = demonstrations.shape
+        drawn = demonstrations.long().reshape(batch * pairs, 2, side * side)
+        shown = is_color(drawn.reshape(batch * pairs, -1)).any(1)
+        cells = embed(self.color, drawn[:, 0]) + embed(self.output_color, drawn[:, 1])
+        prefix = self.pair_tokens[None, :, None].expand(batch * pairs, -1, NUM_COLORS, -1)
+        x = torch.cat([prefix, cells], 1)
+        everywhere = torch.ones(x.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
+        angles = self._angles(side, self.tokens_per_pair).to(x.device)
+        x = self.encoder(x, shown, everywhere, angles, side)[:, : self.tokens_per_pair]
+        tokens = x.reshape(batch, pairs * self.tokens_per_pair, NUM_COLORS, -1)
+        return tokens, shown.reshape(batch, pairs, -1)
+
+    def answer(
+        self,
+        tokens: torch.Tensor,
+        colors: torch.Tensor,
+        mask: torch.Tensor,
+        query: torch.Tensor,
+    ) -> torch.Tensor:
+        """Answers u8[B, N, N] from what `encode_task` returned and which pairs are there."""
+        batch, side = query.shape[0], query.shape[1]
+        cells = query.long().reshape(batch, side * side)
+        shown = is_color(cells).any(1) | (colors & mask[..., None]).any(1)
+        x = torch.cat([tokens, embed(self.color, cells)], 1)
+        known = mask.repeat_interleave(self.tokens_per_pair, 1)
+        everywhere = torch.ones(batch, side * side, dtype=torch.bool, device=x.device)
+        angles = self._angles(side, tokens.shape[1]).to(x.device)
+        x = self.core(x, shown, torch.cat([known, everywhere], 1), angles, side)
+        x = x[:, tokens.shape[1] :]
+        logits = self.color_head(x)[..., 0].masked_fill(~shown[:, None], NEVER)
+        logits = torch.cat([logits, self.edge_head(mean_color(x, shown))], -1)
+        return logits.reshape(batch, side, side, -1)
+
+    def _angles(self, side: int, prefix: int) -> torch.Tensor:
+        return _rotary_angles(side, prefix, self.key_width, self.positions)
+
+
+def mean_color(x: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """Averages [B, T, C, D] over the colors that are shown, bool[B, C]."""
+    weights = shown.to(x.dtype)
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+    return (x * weights[:, None, :, None]).sum(2)
+
+
+def is_color(cells: torch.Tensor) -> torch.Tensor:
+    """Maps classes i64[B, T] to bool[B, T, C]."""
+    return cells[..., None] == torch.arange(NUM_COLORS, device=cells.device)
+
+
+def embed(traits: nn.Embedding, cells: torch.Tensor) -> torch.Tensor:
+    """Maps classes i64[B, T] to the states that they start from, f32[B, T, C, D]."""
+    here = is_color(cells)
+    black = (torch.arange(NUM_COLORS, device=cells.device) == 0).expand_as(here)
+    border, background = (
+        (cells[..., None] == each).expand_as(here) for each in (BORDER, BACKGROUND)
+    )
+    true = [torch.ones_like(here), here, black, black & here, border, background]
+    return torch.stack(true, -1).to(traits.weight.dtype) @ traits.weight
+
+
+def _rotary_angles(side: int, prefix: int, key_width: int, positions: str) -> torch.Tensor:
+    """As `student_jax.color_trunk.rotary_angles`: f32[prefix + N * N, key_width / 2]."""
+    if positions == "1-d":
+        half = key_width // 2
+        frequencies = LINE_ROPE_BASE ** (-torch.arange(half) / half)
+        line = torch.arange(side * side)[:, None] * frequencies[None]
+        return torch.cat([torch.zeros(prefix, half), line])
+    quarter = key_width // 4
+    frequencies = ROPE_BASE ** (-torch.arange(quarter) / quarter)
+    position = torch.arange(side)[:, None] * frequencies[None]
+    rows = position[:, None].expand(side, side, quarter)
+    cols = position[None, :].expand(side, side, quarter)
+    cells = torch.cat([rows, cols], -1).reshape(side * side, 2 * quarter)
+    return torch.cat([torch.zeros(prefix, 2 * quarter), cells])
+
+
+def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Turns channels of [B, T, H, K] in pairs by angles f32[T, K / 2]."""
+    sin, cos = angles.sin()[None, :, None], angles.cos()[None, :, None]
+    even, odd = x.chunk(2, -1)
+    return torch.cat([even * cos - odd * sin, even * sin + odd * cos], -1)

@@ -1,0 +1,248 @@
+"""The product: reads raw grids and answers in one pass, without the teacher.
+
+In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `C` colors, `V` = 12 cell
+classes, `D` width, `M` MLP width, `K` task tokens a demonstration, `F` teacher feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bridge.arc import NUM_COLORS
+from bridge.canvas import BACKGROUND, BORDER
+from student_jax.batch import Array, Batch, StudentOutput
+from student_jax.color_trunk import ColorTrunk, mean_color, rotary_angles
+from student_jax.config import ModelConfig
+from student_jax.trunk import Projector
+
+# What a cell's state of a color starts from: the sum of those that are true.
+TRAITS = ("any", "here", "black", "black here", "border", "background")
+NEVER = -10.0  # logit of a color that the task shows nowhere
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TaskTokens:
+    """What a student keeps of a task's demonstrations; computed once per task."""
+
+    tokens: jax.Array  # [B, P * K, C, D]
+    mask: jax.Array  # bool[B, P], True where there is a demonstration
+    colors: jax.Array  # bool[B, P, C], those it shows
+    palette: jax.Array  # u8[B, C], which color each of the C states is of; NO_COLOR for none
+
+
+class GridStudent(nn.Module):
+    """Encodes demonstrations into task tokens, and answers the query beside them.
+
+    `encode_task` reads each demonstration, input and output laid over each other cell by cell,
+    into K task tokens; `answer` reads the query beside them. At least one token a cell. States are
+    per color, see `ColorTrunk`; which colors have any is up to the palette, and changes no answer.
+    """
+
+    config: ModelConfig
+    feature_width: int
+
+    def setup(self) -> None:
+        """Declares the parts that `encode_task` and `answer` share."""
+        config = self.config
+        sizes = {
+            "heads": config.heads,
+            "mlp_width": config.mlp_width,
+            "convolution": config.convolution,
+            "dropout": config.dropout,
+            "dtype": jnp.dtype(config.compute),
+            "remat": config.remat,
+        }
+        self.encoder = ColorTrunk(depth=config.encoder_depth, **sizes)
+        self.core = ColorTrunk(depth=config.depth, loops=config.loops, **sizes)
+        self.color = nn.Embed(len(TRAITS), config.width)
+        self.output_color = nn.Embed(len(TRAITS), config.width)
+        self.pair_tokens = self.param(
+            "pair_tokens", nn.initializers.normal(0.02), (config.tokens_per_pair, config.width)
+        )
+        self.color_head = nn.Dense(1)
+        self.edge_head = nn.Dense(2)  # border and background
+        # The teacher saw real colors: here alone each has weights of its own.
+        self.paint = self.param(
+            "paint",
+            nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=(0,)),
+            (NUM_COLORS, config.width, config.mlp_width),
+        )
+        # One map per kind of frame: a demonstration's input and output, and the query.
+        self.input_projector = Projector(self.feature_width, config.projector)
+        self.output_projector = Projector(self.feature_width, config.projector)
+        self.query_projector = Projector(self.feature_width, config.projector)
+
+    def encode_task(
+        self, demonstrations: Array, mask: Array, palette: Array, *, train: bool = False
+    ) -> tuple[TaskTokens, jax.Array]:
+        """Reads the demonstrations.
+
+        Args:
+            demonstrations: u8[B, P, 2, N, N], input and output canvases.
+            mask: bool[B, P], True where there is a demonstration.
+            palette: u8[B, C], the task's colors, each once.
+            train: whether dropout is on.
+
+        Returns:
+            The task tokens, and the cell states f32[B, P, N, N, M].
+        """
+        batch, pairs, _, side, _ = demonstrations.shape
+        palette = jnp.asarray(palette)
+        each = jnp.repeat(palette, pairs, axis=0)  # [B * P, C]
+        drawn = jnp.asarray(demonstrations).reshape(batch * pairs, 2, side * side)
+        colors = is_color(drawn.reshape(len(drawn), -1), each).any(1)  # [B * P, C]
+        cells = self._embed(self.color, drawn[:, 0], each)
+        cells = cells + self._embed(self.output_color, drawn[:, 1], each)
+        prefix = jnp.broadcast_to(
+            self.pair_tokens[None, :, None],
+            (len(drawn), len(self.pair_tokens), each.shape[1], self.config.width),
+        )
+        x = jnp.concatenate([prefix, cells], 1)
+        angles = self._angles(side, prefix.shape[1])
+        x = self.encoder(x, colors, None, angles, side, train=train)
+        count = self.config.tokens_per_pair
+        task = TaskTokens(
+            tokens=x[:, :count].reshape(batch, pairs * count, *x.shape[2:]),
+            mask=jnp.asarray(mask),
+            colors=colors.reshape(batch, pairs, -1),
+            palette=palette,
+        )
+        states = self._paint(x[:, count:], colors, each)
+        return task, states.reshape(batch, pairs, side, side, -1)
+
+    def answer(
+        self, task: TaskTokens, query: Array, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Answers one query per task.
+
+        Args:
+            task: from `encode_task`.
+            query: u8[B, N, N].
+            train: whether dropout is on.
+
+        Returns:
+            Logits f32[B, N, N, V] and the cell states f32[B, N, N, M].
+        """
+        batch, side, _ = query.shape
+        cells = jnp.asarray(query).reshape(batch, -1)
+        shown = is_color(cells, task.palette).any(1)
+        shown = shown | (task.colors & task.mask[..., None]).any(1)  # [B, C]
+        x = jnp.concatenate([task.tokens, self._embed(self.color, cells, task.palette)], 1)
+        prefix = task.tokens.shape[1]
+        known = jnp.repeat(task.mask, self.config.tokens_per_pair, axis=1)
+        mask = jnp.concatenate([known, jnp.ones((batch, side * side), bool)], 1)
+        x = self.core(x, shown, mask, self._angles(side, prefix), side, train=train)[:, prefix:]
+        logits = self._classes(x, shown, task.palette).reshape(batch, side, side, -1)
+        return logits, self._paint(x, shown, task.palette).reshape(batch, side, side, -1)
+
+    def answer_each(self, task: TaskTokens, inputs: Array, *, train: bool = False) -> jax.Array:
+        """Answers every demonstration's input from the other demonstrations.
+
+        Each is read once and serves P - 1 times: what its own pair left behind is masked.
+
+        Args:
+            task: from `encode_task`.
+            inputs: u8[B, P, N, N].
+            train: whether dropout is on.
+
+        Returns:
+            Logits f32[B, P, N, N, V].
+        """
+        batch, pairs, side, _ = inputs.shape
+        others = ~np.eye(pairs, dtype=bool)
+        left_out = TaskTokens(
+            tokens=jnp.repeat(task.tokens, pairs, axis=0),
+            mask=(task.mask[:, None] & others[None]).reshape(batch * pairs, pairs),
+            colors=jnp.repeat(task.colors, pairs, axis=0),
+            palette=jnp.repeat(task.palette, pairs, axis=0),
+        )
+        logits, _ = self.answer(left_out, inputs.reshape(-1, side, side), train=train)
+        return logits.reshape(batch, pairs, *logits.shape[1:])
+
+    def __call__(
+        self, batch: Batch, *, train: bool = False, left_out: bool = False
+    ) -> StudentOutput:
+        """Answers a batch and projects its cell states to the teacher's patch maps.
+
+        Args:
+            batch: see `Batch`.
+            train: whether dropout is on.
+            left_out: answer the demonstrations too, see `answer_each`.
+        """
+        task, pair_states = self.encode_task(
+            batch.demonstrations, batch.demonstration_mask, batch.palette, train=train
+        )
+        logits, query_states = self.answer(task, batch.query, train=train)
+        each = None
+        if left_out:
+            each = self.answer_each(task, batch.demonstrations[:, :, 0], train=train)
+        pair_patches, query_patches = to_patches(pair_states), to_patches(query_states)
+        frames = jnp.stack(
+            [self.input_projector(pair_patches), self.output_projector(pair_patches)], 2
+        )  # [B, P, 2, N/2 * N/2, F]
+        size, width = logits.shape[0], self.feature_width
+        features = jnp.concatenate(
+            [frames.reshape(size, -1, width), self.query_projector(query_patches)], 1
+        )
+        return StudentOutput(logits=logits, features=features, left_out=each)
+
+    def _embed(self, traits: nn.Embed, cells: jax.Array, palette: jax.Array) -> jax.Array:
+        """Maps classes u8[B, T] to the states that they start from, f32[B, T, C, D]."""
+        here = is_color(cells, palette)
+        black = jnp.broadcast_to(palette[:, None] == 0, here.shape)
+        border, background = (
+            jnp.broadcast_to(cells[..., None] == each, here.shape) for each in (BORDER, BACKGROUND)
+        )
+        true = [jnp.ones_like(here), here, black, black & here, border, background]
+        dtype = jnp.dtype(self.config.compute)
+        return jnp.stack(true, -1).astype(dtype) @ traits.embedding.astype(dtype)
+
+    def _classes(self, x: jax.Array, shown: jax.Array, palette: jax.Array) -> jax.Array:
+        """Maps states [B, T, C, D] to logits f32[B, T, V], in the order of the classes."""
+        colors = jnp.where(shown[:, None], self.color_head(x)[..., 0] - NEVER, 0.0)
+        colors = jnp.einsum("btc,bcv->btv", colors, one_hot(palette)) + NEVER
+        return jnp.concatenate([colors, self.edge_head(mean_color(x, shown))], -1)
+
+    def _paint(self, x: jax.Array, shown: jax.Array, palette: jax.Array) -> jax.Array:
+        """Gathers a cell's states of all colors that are shown, f32[B, T, M]."""
+        real = (one_hot(palette) * shown[..., None]).astype(x.dtype)
+        weights = jnp.einsum("bcv,vdm->bcdm", real, self.paint.astype(x.dtype))
+        return jnp.einsum("btcd,bcdm->btm", x, weights)
+
+    def _angles(self, side: int, prefix: int) -> jax.Array:
+        key_width = self.config.mlp_width // self.config.heads
+        return rotary_angles(side, prefix, key_width, self.config.positions)
+
+
+def is_color(cells: jax.Array, palette: jax.Array) -> jax.Array:
+    """Whether cells u8[B, T] have the colors u8[B, C], bool[B, T, C]."""
+    return cells[..., None] == palette[:, None]
+
+
+def one_hot(palette: jax.Array) -> jax.Array:
+    """Maps colors u8[B, C] to f32[B, C, 10]; all 0 for none."""
+    return jax.nn.one_hot(palette, NUM_COLORS)
+
+
+def to_patches(states: jax.Array) -> jax.Array:
+    """Averages 2 x 2 cells, the part of a grid that one 14 px patch of the teacher shows.
+
+    Args:
+        states: [*B, N, N, M].
+
+    Returns:
+        [*B, N/2 * N/2, M].
+    """
+    *lead, side, _, width = states.shape
+    half = side // 2
+    return (
+        states.reshape(*lead, half, 2, half, 2, width)
+        .mean((-4, -2))
+        .reshape(*lead, half * half, width)
+    )

@@ -1,0 +1,37 @@
+"""How far the learning of a task has come, and how large its steps are."""
+
+from __future__ import annotations
+
+import math
+import time
+
+WARM_UP = 20  # steps
+
+
+class Clock:
+    """How far a group of tasks has come on its way, by steps or by time."""
+
+    def __init__(self, steps: int, budget: float) -> None:
+        """Starts; the budget is in seconds."""
+        self._steps, self._budget = steps, budget
+        self._started = time.perf_counter()
+        self._first = 0.0  # seconds until the first step was done: it was compiled
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._started
+
+    def progress(self, step: int) -> float:
+        """Returns the share that is done after so many steps: of the time, if that ends first."""
+        passed = self.seconds()
+        if step == 1:
+            self._first = passed
+        each = (passed - self._first) / (step - 1) if step > 1 else 0.0
+        if passed + (self._steps - step) * each > self._budget:
+            return max(passed / self._budget, step / self._steps)
+        return step / self._steps
+
+
+def rate_at(step: int, progress: float) -> float:
+    """The share of the learning rate: warm-up, then a cosine (arXiv 1608.03983, no restarts)."""
+    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * progress))
