@@ -54,7 +54,7 @@ class AdaptConfig:
 
     tier: Literal["tokens", "weights"] = "weights"
     """what is learnt: the task tokens alone, or all of the student's weights"""
-    steps: int = 100
+    steps: int = 2000
     """at most, for each task"""
     seconds: float = 60.0
     """at most, for each task on average; what is learnt by then answers"""

@@ -66,7 +66,7 @@ class SolveConfig(Asked):
     adapt: Literal["tokens", "weights"] | None = None
     """learn each task's demonstrations first: the task tokens alone, or all weights, per task;
     python -m student_jax.adapt has all settings"""
-    steps: int = 100
+    steps: int = 2000
     """adapt: at most, for each task"""
     seconds: float = 60.0
     """adapt: at most, for each task on average; what is learnt by then answers"""
