@@ -17,7 +17,7 @@ from bridge.arc import NUM_COLORS
 from bridge.canvas import BACKGROUND, BORDER
 
 FLAX_EPSILON = 1e-6  # of flax.linen.LayerNorm
-# As student_jax/color_trunk.py and student_jax/grid_student.py.
+# As student_jax/color_block.py and student_jax/grid_student.py.
 ROPE_BASE, LINE_ROPE_BASE = 100.0, 10_000.0
 NUM_TRAITS, NEVER = 6, -10.0
 
@@ -233,7 +233,7 @@ def embed(traits: nn.Embedding, cells: torch.Tensor) -> torch.Tensor:
 
 
 def _rotary_angles(side: int, prefix: int, key_width: int, positions: str) -> torch.Tensor:
-    """As `student_jax.color_trunk.rotary_angles`: f32[prefix + N * N, key_width / 2]."""
+    """As `student_jax.color_block.rotary_angles`: f32[prefix + N * N, key_width / 2]."""
     if positions == "1-d":
         half = key_width // 2
         frequencies = LINE_ROPE_BASE ** (-torch.arange(half) / half)

@@ -1,11 +1,12 @@
 """Test-time training: a student learns each task's own demonstrations, then answers.
 
-Nothing but demonstrations is learnt from: each is left out in turn and answered from the others,
-and all are augmented (VARC, arXiv 2511.14761, section 4). Each task starts from the same weights
-and learns alone; many learn at once in one compiled program, one for each canvas side.
+Nothing but demonstrations is learnt from: each is answered from the task's tokens, which are learnt
+with the weights or alone, and all are augmented (VARC, arXiv 2511.14761, section 4). Each task
+starts from the same weights and learns alone; many learn at once in one compiled program, one for
+each shape of lesson.
 
 In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P` demonstrations,
-`N` canvas side, `K` task tokens a demonstration, `D` width.
+`Q` queries, `N` canvas side, `C` slots of the palette, `K` task tokens a demonstration, `D` width.
 """
 
 from __future__ import annotations
@@ -110,8 +111,7 @@ class Adapter:
         self._model = make_student(solver.config.model, solver.feature_width)
         self._tx = optax.chain(
             optax.clip_by_global_norm(1.0),
-            optax.scale_by_adam(b2=0.98),
-            optax.add_decayed_weights(config.weight_decay),
+            optax.adamw(1.0, b2=0.98, weight_decay=config.weight_decay),  # the rate comes later
         )
         self._at_once = config.tasks_at_once or (1 if jax.default_backend() == "cpu" else 16)
         self._begin = jax.jit(jax.vmap(self._begin_one, in_axes=(None, 0)))
@@ -210,7 +210,7 @@ class Adapter:
         updates: Any
         updates, after = self._tx.update(grads, opt_state, learnt)
         updates = Learnt(TOKENS_RATE * updates.tokens, updates.weights)
-        new = optax.apply_updates(learnt, optax.tree.scale(-rate, updates)), after
+        new = optax.apply_updates(learnt, optax.tree.scale(rate, updates)), after
         kept = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, (learnt, opt_state))
         return *kept, cells, exact
 
@@ -265,8 +265,7 @@ class Adapter:
 
     def _answer(self, learnt: Learnt, task: TaskTokens, lesson: Lesson) -> list[Attempts]:
         """Answers a task's test inputs with what was learnt of it; its views vote."""
-        drawn = queries(lesson).swapaxes(0, 1)
-        said = np.asarray(self._say(learnt, self.solver.params, task, drawn))
+        said = np.asarray(self._say(learnt, self.solver.params, task, queries(lesson)))
         return [
             tally([(view, decode(values)) for view, values in zip(lesson.views, each, strict=True)])
             for each in said.swapaxes(0, 1)

@@ -177,11 +177,10 @@ def frame_maps(
     return maps.reshape(-1, features.shape[1]), mask.reshape(-1)
 
 
-def colors_of(pairs: Sequence[Pair], query: Grid | None = None) -> list[int]:
-    """Returns the colors that demonstrations and query show; an answer is never looked at."""
+def colors_of(pairs: Sequence[Pair], *queries: Grid) -> tuple[int, ...]:
+    """Returns the colors that demonstrations and queries show; an answer is never looked at."""
     grids = [grid for pair in pairs for grid in (pair.input, pair.output)]
-    grids += [] if query is None else [query]
-    return sorted({int(color) for grid in grids for color in np.unique(grid)})
+    return tuple(sorted({int(color) for grid in (*grids, *queries) for color in np.unique(grid)}))
 
 
 def room_for(colors: Sequence[int]) -> int:
@@ -189,11 +188,9 @@ def room_for(colors: Sequence[int]) -> int:
     return next(room for room in ROOMS if room >= len(colors))
 
 
-def palette_of(
-    colors: Sequence[int], room: int, augmentation: Augmentation
-) -> npt.NDArray[np.uint8]:
+def palette_of(colors: Sequence[int], augmentation: Augmentation) -> npt.NDArray[np.uint8]:
     """Returns the colors as they are shown, u8[C]; `NO_COLOR` in the slots that are left over."""
-    palette = np.full(room, NO_COLOR, np.uint8)
+    palette = np.full(room_for(colors), NO_COLOR, np.uint8)
     palette[: len(colors)] = np.array(augmentation.transform.colors, np.uint8)[list(colors)]
     return palette
 

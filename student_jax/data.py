@@ -225,7 +225,7 @@ class Examples:
             return Example(question, answer, Bucket(self._length(question)), ())
         colors = colors_of(question.demonstrations[: self.count], question.query)
         bucket = Bucket(self._side or side_for(question), room_for(colors))
-        return Example(question, answer, bucket, tuple(colors))
+        return Example(question, answer, bucket, colors)
 
     def _length(self, question: Question) -> int:
         if self.store is None:
@@ -239,14 +239,13 @@ class Examples:
         return min(-(-tokens // TOKEN_BUCKET) * TOKEN_BUCKET, self.model.max_tokens)
 
     def _draw(self, example: Example, augmentation: Augmentation | None) -> dict[str, npt.NDArray]:
-        question, how = example.question, augmentation or Augmentation()
-        side, room = example.bucket
+        question, side, how = example.question, example.bucket.size, augmentation or Augmentation()
         pairs, mask = demonstration_canvases(question.demonstrations, side, self.count, how)
         teacher, teacher_mask = self._teacher_maps(example, side, seen=augmentation is None)
         return {
             "demonstrations": pairs,
             "demonstration_mask": mask,
-            "palette": palette_of(example.colors, room, how),
+            "palette": palette_of(example.colors, how),
             "query": how.canvas(question.query, side),
             "answer": answer_canvas(example.answer, side, how),
             "teacher": teacher,

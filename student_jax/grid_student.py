@@ -16,9 +16,9 @@ import numpy as np
 from bridge.arc import NUM_COLORS
 from bridge.canvas import BACKGROUND, BORDER
 from student_jax.batch import Array, Batch, StudentOutput
-from student_jax.color_trunk import ColorTrunk, mean_color, rotary_angles
+from student_jax.color_block import ColorBlock, Scene, mean_color, rotary_angles
 from student_jax.config import ModelConfig
-from student_jax.trunk import Projector
+from student_jax.trunk import Projector, Trunk
 
 # What a cell's state of a color starts from: the sum of those that are true.
 TRAITS = ("any", "here", "black", "black here", "border", "background")
@@ -41,7 +41,7 @@ class GridStudent(nn.Module):
 
     `encode_task` reads each demonstration, input and output laid over each other cell by cell,
     into K task tokens; `answer` reads the query beside them. At least one token a cell. States are
-    per color, see `ColorTrunk`; which colors have any is up to the palette, and changes no answer.
+    per color, see `ColorBlock`; which colors have any is up to the palette, and changes no answer.
     """
 
     config: ModelConfig
@@ -50,16 +50,8 @@ class GridStudent(nn.Module):
     def setup(self) -> None:
         """Declares the parts that `encode_task` and `answer` share."""
         config = self.config
-        sizes = {
-            "heads": config.heads,
-            "mlp_width": config.mlp_width,
-            "convolution": config.convolution,
-            "dropout": config.dropout,
-            "dtype": jnp.dtype(config.compute),
-            "remat": config.remat,
-        }
-        self.encoder = ColorTrunk(depth=config.encoder_depth, **sizes)
-        self.core = ColorTrunk(depth=config.depth, loops=config.loops, **sizes)
+        self.encoder = Trunk(config, ColorBlock, config.encoder_depth)
+        self.core = Trunk(config, ColorBlock, config.depth, config.loops)
         self.color = nn.Embed(len(TRAITS), config.width)
         self.output_color = nn.Embed(len(TRAITS), config.width)
         self.pair_tokens = self.param(
@@ -104,8 +96,8 @@ class GridStudent(nn.Module):
             (len(drawn), len(self.pair_tokens), each.shape[1], self.config.width),
         )
         x = jnp.concatenate([prefix, cells], 1)
-        angles = self._angles(side, prefix.shape[1])
-        x = self.encoder(x, colors, None, angles, side, train=train)
+        scene = Scene(colors, None, self._angles(side, prefix.shape[1]), side)
+        x = self.encoder(x, scene, train=train)
         count = self.config.tokens_per_pair
         task = TaskTokens(
             tokens=x[:, :count].reshape(batch, pairs * count, *x.shape[2:]),
@@ -137,7 +129,8 @@ class GridStudent(nn.Module):
         prefix = task.tokens.shape[1]
         known = jnp.repeat(task.mask, self.config.tokens_per_pair, axis=1)
         mask = jnp.concatenate([known, jnp.ones((batch, side * side), bool)], 1)
-        x = self.core(x, shown, mask, self._angles(side, prefix), side, train=train)[:, prefix:]
+        scene = Scene(shown, mask, self._angles(side, prefix), side)
+        x = self.core(x, scene, train=train)[:, prefix:]
         logits = self._classes(x, shown, task.palette).reshape(batch, side, side, -1)
         return logits, self._paint(x, shown, task.palette).reshape(batch, side, side, -1)
 

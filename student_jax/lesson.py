@@ -24,7 +24,6 @@ from student_jax.batch import (
     colors_of,
     demonstration_canvases,
     palette_of,
-    room_for,
 )
 from student_jax.vote import views_of
 
@@ -67,12 +66,11 @@ def make_lesson(task: Task, views: int = 1) -> Lesson:
     count = len(task.demonstrations)
     if not count:
         raise InputError(f"task {task.task_id}: expected demonstrations to adapt to, got none")
-    questions = open_questions(task)
     return Lesson(
         task=task,
-        side=max(side_for(question) for question in questions),
+        side=max(side_for(question) for question in open_questions(task)),
         pairs=next((p for p in PAIRS if p >= count), PAIRS[-1]),
-        colors=tuple(sorted({c for q in questions for c in colors_of(q.demonstrations, q.query)})),
+        colors=colors_of(task.demonstrations, *task.test_inputs),
         views=tuple(views_of(views)),
     )
 
@@ -92,21 +90,21 @@ def show_augmented(lesson: Lesson, copies: int, seed: int, step: int) -> Shown:
 
 
 def queries(lesson: Lesson) -> npt.NDArray[np.uint8]:
-    """Draws a task's test inputs in every view, u8[inputs, views, N, N]."""
+    """Draws a task's test inputs in every view, u8[views, inputs, N, N]."""
     return np.stack(
         [
-            [Augmentation(view).canvas(grid, lesson.side) for view in lesson.views]
-            for grid in lesson.task.test_inputs
+            [Augmentation(view).canvas(grid, lesson.side) for grid in lesson.task.test_inputs]
+            for view in lesson.views
         ]
     )
 
 
 def _show(lesson: Lesson, views: Sequence[int], places: Sequence[Placement]) -> Shown:
-    pairs, room = lesson.task.demonstrations, room_for(lesson.colors)
+    pairs = lesson.task.demonstrations
     how = [Augmentation(lesson.views[i], place) for i, place in zip(views, places, strict=True)]
     drawn = [demonstration_canvases(pairs, lesson.side, lesson.pairs, each) for each in how]
     canvases, masks = zip(*drawn, strict=True)
-    palettes = [palette_of(lesson.colors, room, each) for each in how]
+    palettes = [palette_of(lesson.colors, each) for each in how]
     return Shown(np.array(views), np.stack(canvases), np.stack(masks), np.stack(palettes))
 
 

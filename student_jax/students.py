@@ -14,7 +14,7 @@ from student_jax.batch import Batch, StudentOutput, check_features
 from student_jax.config import ModelConfig
 from student_jax.grid_student import GridStudent
 from student_jax.original import OriginalStudent
-from student_jax.trunk import Projector, Trunk, keep_bias
+from student_jax.trunk import Block, Projector, Trunk, keep_bias
 
 
 class FeatureStudent(nn.Module):
@@ -40,16 +40,7 @@ class FeatureStudent(nn.Module):
             "positions", nn.initializers.normal(0.02), (config.max_tokens, config.width)
         )
         x = x + positions[None, :num_tokens]  # [B, S, D]
-        trunk = Trunk(
-            config.depth,
-            config.heads,
-            config.mlp_width,
-            config.loops,
-            dropout=config.dropout,
-            dtype=dtype,
-            remat=config.remat,
-            name="trunk",
-        )
+        trunk = Trunk(config, Block, config.depth, config.loops, name="trunk")
         x = trunk(x, jnp.asarray(batch.teacher_mask), train=train)
 
         valid = batch.teacher_mask[..., None]

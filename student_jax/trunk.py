@@ -1,4 +1,4 @@
-"""The feature student's transformer, and what the grid student's shares with it.
+"""The transformer: what both students share, and the feature student's block.
 
 In the shape descriptions: `B` batch, `T` tokens, `D` width.
 """
@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from student_jax.config import ModelConfig
 from student_jax.terms import orthogonal
 
 DType = Any  # jnp.float32 or jnp.bfloat16, of activations; weights are f32
@@ -42,47 +43,63 @@ class Projector(nn.Module):
         return x @ kernel.astype(x.dtype) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+class PreNorm(nn.Module):
+    """A block: attention, then an MLP, each normed before and added after; kinds fill in the two.
 
-    heads: int
-    mlp_width: int
-    dropout: float = 0.0
-    dtype: DType = jnp.float32
+    `where` is whatever a kind needs to know beside the states: the same for every block of a trunk.
+    """
+
+    config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D].
+    def __call__(self, x: jax.Array, where: Any, train: bool) -> jax.Array:
+        """Maps states [*B, D] to [*B, D]."""
+        x = x + self._drop(self.attention(self._norm("norm1", x), where), train)
+        return x + self._drop(self.mlp(self._norm("norm2", x), where), train)
 
-        Args:
-            x: [B, T, D].
-            mask: bool[B, T], True where a token may be attended.
-            train: whether dropout is on.
-        """
-        normed = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
-        x = x + self._drop(self._attention(normed, mask), train)
-        normed = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
-        hidden = nn.gelu(self._dense(self.mlp_width, "up", normed), approximate=False)
-        return x + self._drop(self._dense(x.shape[-1], "down", hidden), train)
+    def attention(self, x: jax.Array, where: Any) -> jax.Array:
+        """Lets tokens read each other."""
+        raise NotImplementedError
 
-    def _attention(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        shape = (self.heads, x.shape[-1] // self.heads)
-        query, key, value = (self._dense(shape, name, x) for name in ("query", "key", "value"))
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
-        return self._dense(x.shape[-1], "out", attended, axis=(-2, -1))
+    def mlp(self, x: jax.Array, where: Any) -> jax.Array:
+        """Changes each token's state."""
+        raise NotImplementedError
 
-    def _dense(
+    def dense(
         self,
         shape: int | tuple[int, ...],
         name: str,
         x: jax.Array,
         axis: int | tuple[int, ...] = -1,
     ) -> jax.Array:
-        layer = nn.DenseGeneral(shape, axis, dtype=self.dtype, promote_dtype=keep_bias, name=name)
-        return layer(x).astype(self.dtype)
+        """Makes a linear layer and applies it, in the compute dtype."""
+        dtype = jnp.dtype(self.config.compute)
+        layer = nn.DenseGeneral(shape, axis, dtype=dtype, promote_dtype=keep_bias, name=name)
+        return layer(x).astype(dtype)
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return nn.LayerNorm(dtype=jnp.dtype(self.config.compute), name=name)(x)
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dropout(self.config.dropout, deterministic=not train)(x)
+
+
+class Block(PreNorm):
+    """The feature student's; `where` is bool[B, T], True where a token may be attended."""
+
+    def attention(self, x: jax.Array, where: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        heads, width = self.config.heads, x.shape[-1]
+        shape = (heads, width // heads)
+        query, key, value = (self.dense(shape, name, x) for name in ("query", "key", "value"))
+        attended = jax.nn.dot_product_attention(query, key, value, mask=where[:, None, None, :])
+        return self.dense(width, "out", attended, axis=(-2, -1))
+
+    def mlp(self, x: jax.Array, where: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        del where
+        hidden = nn.gelu(self.dense(self.config.mlp_width, "up", x), approximate=False)
+        return self.dense(x.shape[-1], "down", hidden)
 
 
 class Trunk(nn.Module):
@@ -92,25 +109,20 @@ class Trunk(nn.Module):
     convert to ONNX.
     """
 
+    config: ModelConfig
+    block: type[PreNorm]
     depth: int
-    heads: int
-    mlp_width: int
     loops: int = 1
-    dropout: float = 0.0
-    dtype: DType = jnp.float32
-    remat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]; arguments as for `Block`."""
-        block_type = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
-        blocks = [
-            block_type(self.heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}")
-            for i in range(self.depth)
-        ]
+    def __call__(self, x: jax.Array, where: Any, *, train: bool) -> jax.Array:
+        """Maps states [*B, D] to [*B, D]; arguments as for the blocks."""
+        dtype = jnp.dtype(self.config.compute)
+        kind = nn.remat(self.block, static_argnums=(3,)) if self.config.remat else self.block
+        blocks = [kind(self.config, name=f"block_{i}") for i in range(self.depth)]
         rounds = self.param("rounds", nn.initializers.zeros, (self.loops, x.shape[-1]))
         for loop in range(self.loops):
-            x = (x + rounds[loop].reshape(1, 1, -1)).astype(self.dtype)
+            x = (x + rounds[loop].reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
             for block in blocks:
-                x = block(x, mask, train)
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+                x = block(x, where, train)
+        return nn.LayerNorm(dtype=dtype, name="norm")(x)

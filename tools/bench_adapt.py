@@ -36,7 +36,6 @@ from bridge.torch_grid_student import GridMirror
 from bridge.tree import flatten
 from student_jax.adapter import TOKENS_RATE, AdaptConfig, Adapter
 from student_jax.lesson import Lesson, Shown, make_lesson, show_augmented, show_plainly, stack
-from student_jax.solve import NANO
 from student_jax.solver import Solver, load_solver
 
 TOLERANCE = 2e-3  # of the loss, relative, after all steps
@@ -47,7 +46,8 @@ PAIRS = 3
 class BenchAdaptConfig:
     """What to measure."""
 
-    checkpoint: Path = NANO
+    checkpoint: Path = Path("student_jax/nano")
+    """a run, or a released student's folder"""
     sides: tuple[int, ...] = (8, 12)
     """of the canvases"""
     tasks: tuple[int, ...] = (1, 8)

@@ -8,17 +8,14 @@ of memory.
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 import resource
 import time
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from conditions import conditions
 
 from bridge import config as configs
 from bridge.arc import Pair
@@ -47,6 +44,7 @@ def main(config: FullSizeConfig) -> None:
 
     from teacher_torch.policy import UNUSED, load_policy
 
+    under = conditions("torch", "transformers")
     started = time.perf_counter()
     dtype = getattr(torch, config.dtype)
     policy = load_policy("random", config.size, 0, config.device, dtype)
@@ -76,15 +74,8 @@ def main(config: FullSizeConfig) -> None:
     assert np.isfinite(features).all()
     assert features.std() > 0
     result = {
-        "command": f"python tools/full_size.py --size {config.size} --dtype {config.dtype}",
-        "date": datetime.date.today().isoformat(),
-        "machine": {
-            "device": config.device,
-            "cores": os.cpu_count(),
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        **under,
+        "device": config.device,
         "weights": policy.teacher.weights,
         "parameters": counts,
         "tokens": len(features),

@@ -1,5 +1,7 @@
 """A run of 40 steps, whole and half-way, for the tests that harm one."""
 
+import gc
+
 import pytest
 
 from bridge import config as configs
@@ -8,6 +10,13 @@ from student_jax.config import TrainConfig
 from student_jax.train import train
 from tests.conftest import train_dict
 from tests.student_jax.runs import FIRST, LONG, Stopped, complete_steps
+
+
+@pytest.fixture
+def collect():
+    """Collects before the test ends, where what is found is let pass; see `runs.HARMED`."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,20 @@
 import re
 import sys
 
+import pytest
 import yaml
 
 from student_jax.checkpoints import Checkpoints
 from student_jax.log import TrainLog
 
+# Orbax leaves what a failed save or restore did not wait for to the collector: it is let pass.
+HARMED = [
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning",
+        "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    ),
+    pytest.mark.usefixtures("collect"),
+]
 LONG = {"optim.total_steps": 40, "checkpoint_steps": 10, "dev_questions": 0}
 FIRST, FAILED = 20, 30  # the last step that is saved before a disk is full, and the next
 

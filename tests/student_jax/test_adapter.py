@@ -115,7 +115,7 @@ def test_demonstrations_are_shown_in_the_views_that_vote_and_the_test_output_is_
     np.testing.assert_array_equal(plain.demonstrations[0, 0, 1, :rows, :cols], first)
     np.testing.assert_array_equal(plain.demonstrations[4, 0, 1, :rows, :cols], first[:, ::-1])
     np.testing.assert_array_equal(
-        queries(lesson)[0, 4, :rows, :cols], tasks[0].test_inputs[0][:, ::-1]
+        queries(lesson)[4, 0, :rows, :cols], tasks[0].test_inputs[0][:, ::-1]
     )
 
 

@@ -1,6 +1,5 @@
 """Features that are not finite, or are another store's, stop a run before they harm it."""
 
-import gc
 import itertools
 import shutil
 import signal
@@ -21,20 +20,9 @@ from student_jax.config import TrainConfig
 from student_jax.data import Plan
 from student_jax.train import train
 from tests.conftest import examples_of, metric_lines
-from tests.student_jax.runs import FIRST, LONG, complete_steps, without_bar
+from tests.student_jax.runs import FIRST, HARMED, LONG, complete_steps, without_bar
 
-# Orbax leaves what a failed save or restore did not wait for to the collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-)
-
-
-@pytest.fixture(autouse=True)
-def collect():
-    """Here, where what it finds is let pass."""
-    yield
-    gc.collect()
+pytestmark = HARMED
 
 
 def rewrite(store, path, change=lambda name, features: features, **about):

@@ -1,7 +1,6 @@
 """A run that is killed anywhere ends as if it was not."""
 
 import functools
-import gc
 import os
 import subprocess
 import time
@@ -13,23 +12,13 @@ import pytest
 from student_jax.solver import load_solver
 from tests.conftest import ROOT, metric_lines, train_dict
 from tests.student_jax.runs import (
+    HARMED,
     command_line,
     complete_steps,
     contents,
 )
 
-# Orbax leaves what a failed save or restore did not wait for to the collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-)
-
-
-@pytest.fixture(autouse=True)
-def collect():
-    """Here, where what it finds is let pass."""
-    yield
-    gc.collect()
+pytestmark = HARMED
 
 
 PATIENCE = 120  # seconds, for whatever a busy machine does in a few

@@ -1,6 +1,5 @@
 """Full disks and damaged files: one line, nothing lost, and the next start goes on."""
 
-import gc
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from tests.conftest import ROOT, metric_lines, train_dict
 from tests.student_jax.runs import (
     FAILED,
     FIRST,
+    HARMED,
     LONG,
     command_line,
     complete_steps,
@@ -26,18 +26,7 @@ from tests.student_jax.runs import (
     without_bar,
 )
 
-# Orbax leaves what a failed save or restore did not wait for to the collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-)
-
-
-@pytest.fixture(autouse=True)
-def collect():
-    """Here, where what it finds is let pass."""
-    yield
-    gc.collect()
+pytestmark = HARMED
 
 
 def leave_free(folder, size):
