@@ -17,13 +17,10 @@ from student_jax.solver import load_solver
 from student_jax.state import state_like
 from student_jax.train import train
 from tests.conftest import metric_lines, train_dict
+from tests.student_jax.runs import HARMED, SCORES, scripted
 from tests.test_walls import invoke
 
-# Orbax leaves the reads that a failed restore did not wait for to the collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-)
+pytestmark = HARMED
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +153,15 @@ def test_restored_leaves_are_those_saved(finished):
     found = digests_of({"params": solver.params, "scaling": solver.scaling})
     assert set(found.values()) < set(digests.values())
     assert {name.split("'")[1] for name in found} == {"params", "scaling"}
+
+
+def test_best_that_is_damaged_gives_way_to_the_next_best(train_config, monkeypatch, capsys):
+    config = train_config(**{"optim.total_steps": 6, "checkpoint_steps": 1})
+    scripted(monkeypatch, SCORES)
+    train(config)
+    for path in (config.out / "checkpoints/2/state").rglob("d/*"):
+        path.write_bytes(b"")
+    assert load_solver(config.out, "best").step == 5
+    printed = capsys.readouterr().err
+    assert "step 2 is damaged" in printed
+    assert "Traceback" not in printed

@@ -24,11 +24,9 @@ PATIENCE = 120  # seconds, for whatever a busy machine does in a few
 
 
 def environment(devices, **more):
-    """Compiles fast: of several processes, JAX lets only the first keep what it compiled."""
     return {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         **more,
     }
 

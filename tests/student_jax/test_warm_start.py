@@ -1,0 +1,138 @@
+"""A run that starts from another's weights, and one that goes on under a changed config."""
+
+import shutil
+from dataclasses import replace
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from bridge.errors import InputError
+from student_jax import train as train_module
+from student_jax.checkpoints import Checkpoints
+from student_jax.solver import load_solver
+from student_jax.train import train
+
+
+def test_warm_start_takes_weights_and_nothing_else(train_config, tmp_path, monkeypatch):
+    first = train_config(**{"optim.total_steps": 2, "optim.ema_decay": 0.5})
+    train(first)
+    source = load_solver(first.out)
+    states = []
+    original = train_module.resume.warm_start
+
+    def kept(*args):
+        states.append(original(*args)[1])
+        return args[0], states[-1]
+
+    monkeypatch.setattr(train_module.resume, "warm_start", kept)
+    second = replace(first, out=tmp_path / "second", init=first.out)
+    monkeypatch.setattr(train_module, "make_train_step", spying(kept_state := []))
+    train(second)
+    chex.assert_trees_all_equal(kept_state[0].params, source.params)
+    chex.assert_trees_all_equal(kept_state[0].ema, source.params)
+    assert int(kept_state[0].step) == 0
+    assert not any(np.any(x) for x in jax.tree.leaves(kept_state[0].opt_state))
+    train(second)  # goes on from its own checkpoint
+    assert len(states) == 1
+
+
+def spying(seen):
+    """make_train_step whose step keeps a copy of the states it was given."""
+    original = train_module.make_train_step
+
+    def make(*args):
+        step = original(*args)
+
+        def spied(state, batch):
+            seen.append(jax.tree.map(np.array, state))
+            return step(state, batch)
+
+        return spied
+
+    return make
+
+
+def test_what_the_other_run_was_trained_on_counts(train_config, task_folder, tmp_path):
+    whole = train_config(**{"optim.total_steps": 1, "data.tasks.dev_fraction": 0.0})
+    train(whole)
+    half = train_config(**{"optim.total_steps": 1, "data.tasks.dev_fraction": 0.5})
+    half = replace(half, out=tmp_path / "half", init=whole.out)
+    train(half)
+    assert load_solver(half.out).trained_on == load_solver(whole.out).trained_on
+    with Checkpoints(half.out) as checkpoints:
+        init = checkpoints.about()["init"]
+    assert (init["run"], init["step"], len(init["trained_on"])) == (str(whole.out), 1, 6)
+    shutil.rmtree(whole.out)
+    longer = replace(half.optim, total_steps=2)
+    train(replace(half, optim=longer, may_differ=("optim",)))  # needs the other run no more
+    assert load_solver(half.out).step == 2
+    assert load_solver(half.out).trained_on == set(init["trained_on"])
+
+
+def test_warm_start_from_another_teacher_or_another_model(train_config, tmp_path):
+    alone = train_config(store=None, **{"optim.total_steps": 1})
+    train(alone)
+    config = train_config(**{"optim.total_steps": 1})
+    train(replace(config, out=tmp_path / "taught", init=alone.out))
+    wide = replace(config.model, width=32)
+    with pytest.raises(InputError, match=r"init: .*: expected .*32.*, got .*16"):
+        train(replace(config, out=tmp_path / "wide", init=alone.out, model=wide))
+
+
+def test_only_the_fields_that_are_named_may_differ(train_config):
+    config = train_config(**{"optim.total_steps": 2})
+    train(config)
+    longer = replace(config, optim=replace(config.optim, total_steps=3, peak_lr=1e-3))
+    named = replace(longer, may_differ=("optim.total_steps",))
+    with pytest.raises(InputError, match=r"optim\.peak_lr = 0\.01, got 0\.001"):
+        train(named)
+    train(replace(longer, may_differ=("optim",)))
+    assert load_solver(config.out).step == 3
+    with pytest.raises(InputError, match=r"may_differ: expected keys of the config, got optim.lr"):
+        train(replace(longer, may_differ=("optim.lr",)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("optim.ema_decay", 0.5), ("loss.scaling", "layer_norm"), ("model.width", 32)],
+)
+def test_what_shapes_a_checkpoint_may_never_differ(train_config, key, value):
+    config = train_config(**{"optim.total_steps": 2})
+    train(config)
+    other = replace(train_config(**{key: value}), may_differ=("optim", "loss", "model"))
+    with pytest.raises(InputError, match=rf"{key} = .*, got .*; give another --out, with --init"):
+        train(other)
+    train(config)  # nothing was spoilt
+
+
+def test_run_without_a_checkpoint_yet_is_no_run(train_config, tmp_path):
+    config = train_config(**{"optim.total_steps": 1})
+    with pytest.raises(InputError, match="expected a training run with checkpoints"):
+        train(replace(config, init=tmp_path / "typo"))
+    train(replace(config, seed=1))
+
+
+def test_tasks_that_the_warm_start_was_trained_on_are_not_held_out(train_config, tmp_path):
+    whole = train_config(**{"optim.total_steps": 1, "data.tasks.dev_fraction": 0.0})
+    train(whole)
+    half = train_config(**{"optim.total_steps": 1, "data.tasks.dev_fraction": 0.5})
+    half = replace(half, out=tmp_path / "half", init=whole.out)
+    train(half)
+    with Checkpoints(half.out) as checkpoints:
+        assert checkpoints.about()["dev"] == []
+
+
+def test_checkpoint_knows_its_code_and_other_code_is_told(train_config, monkeypatch, capsys):
+    config = train_config(**{"optim.total_steps": 2})
+    train(config)
+    with Checkpoints(config.out) as checkpoints:
+        about = checkpoints.about()
+    assert set(about["code"]) == {"version", "digest", "libraries"}
+    assert about["code"]["libraries"]["jax"] == jax.__version__
+    train(config)
+    assert "other code" not in capsys.readouterr().err
+    monkeypatch.setattr(train_module.resume, "code_digest", lambda modules: "0123456789abcdef")
+    train(config)
+    assert f"made by other code or libraries ({about['code']['version']}" in capsys.readouterr().err
