@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from bridge.arc import NUM_COLORS
 from bridge.canvas import BACKGROUND, BORDER
+from bridge.transforms import NUM_DIHEDRAL
 
 FLAX_EPSILON = 1e-6  # of flax.linen.LayerNorm
 # As student_jax/color_block.py and student_jax/grid_student.py.
 ROPE_BASE, LINE_ROPE_BASE = 100.0, 10_000.0
-NUM_TRAITS, NEVER = 6, -10.0
+NUM_TRAITS, NEVER, TABLE_RATE = 6, -10.0, 3.0
 
 
 class Projector(nn.Module):
@@ -142,6 +143,13 @@ class GridMirror(nn.Module):
         self.color = nn.Embedding(NUM_TRAITS, width)
         self.output_color = nn.Embedding(NUM_TRAITS, width)
         self.pair_tokens = nn.Parameter(torch.zeros(self.tokens_per_pair, width))
+        self.has_table = config["table"] > 0
+        if self.has_table:  # only the row that tasks share which have none of their own answers
+            each = (self.tokens_per_pair, width)
+            rows = (config["table"], self.tokens_per_pair, NUM_COLORS, width)
+            self.table = nn.Parameter(torch.zeros(rows))
+            self.no_row = nn.Parameter(torch.zeros(each))
+            self.symmetries = nn.Parameter(torch.zeros(NUM_DIHEDRAL, *each))
         self.color_head = nn.Linear(width, 1)
         self.edge_head = nn.Linear(width, 2)
         # Used by the loss alone; here so that no weight is lost on the way back.
@@ -170,7 +178,8 @@ class GridMirror(nn.Module):
         """Reads demonstrations u8[B, P, 2, N, N].
 
         Returns:
-            Task tokens f32[B, P * K, C, D], and the colors that each shows, bool[B, P, C].
+            Task tokens f32[B, P * K, C, D], and the colors that each shows, bool[B, P, C]; with a
+            table, P + 1 of each.
         """
         batch, pairs, _, side, _ = demonstrations.shape
         drawn = demonstrations.long().reshape(batch * pairs, 2, side * side)
@@ -182,7 +191,12 @@ class GridMirror(nn.Module):
         angles = self._angles(side, self.tokens_per_pair).to(x.device)
         x = self.encoder(x, shown, everywhere, angles, side)[:, : self.tokens_per_pair]
         tokens = x.reshape(batch, pairs * self.tokens_per_pair, NUM_COLORS, -1)
-        return tokens, shown.reshape(batch, pairs, -1)
+        shown = shown.reshape(batch, pairs, -1)
+        if self.has_table:
+            own = TABLE_RATE * self.no_row[None, :, None].expand(batch, -1, NUM_COLORS, -1)
+            tokens = torch.cat([tokens, own], 1)
+            shown = functional.pad(shown, (0, 0, 0, 1))
+        return tokens, shown
 
     def answer(
         self,
@@ -194,6 +208,8 @@ class GridMirror(nn.Module):
         """Answers u8[B, N, N] from what `encode_task` returned and which pairs are there."""
         batch, side = query.shape[0], query.shape[1]
         cells = query.long().reshape(batch, side * side)
+        if self.has_table:
+            mask = functional.pad(mask, (0, 1), value=True)
         shown = is_color(cells).any(1) | (colors & mask[..., None]).any(1)
         x = torch.cat([tokens, embed(self.color, cells)], 1)
         known = mask.repeat_interleave(self.tokens_per_pair, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bridge import config as configs
-from student_jax.adapter import AdaptConfig
+from student_jax.config import AdaptConfig
 from student_jax.solve import Asked, solve
 
 

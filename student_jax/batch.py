@@ -42,6 +42,8 @@ class Batch:
     answer: Array  # u8[B, N, N]
     teacher: Array  # bf16[B, T, F]; scaled f32 once inside a step
     teacher_mask: Array  # bool[B, T], True where a feature was recorded
+    row: Array | None = None  # i32[B, 2], the task's row of the table and the symmetry that it is
+    # drawn in; row -1: none. Without any: none for all
 
 
 @jax.tree_util.register_dataclass

@@ -34,6 +34,9 @@ class ModelConfig:
     """grid: blocks that read one demonstration"""
     tokens_per_pair: int = 8
     """grid: task tokens that a demonstration leaves behind"""
+    table: int = 0
+    """grid: rows of a table of task tokens, one for each training task, learnt beside the encoder's
+    (VARC, arXiv 2511.14761); a task that has none, as all that are to be solved, shares one more"""
     positions: Literal["2-d", "1-d"] = "2-d"
     """grid: rotary angles of a cell's row and column, or of its place in reading order, to see what
     the second dimension is worth"""
@@ -82,6 +85,8 @@ class ModelConfig:
             raise ValueError("loops, projector: expected 1 and linear with kind original")
         if min(self.depth, self.loops, self.encoder_depth, self.tokens_per_pair) < 1:
             raise ValueError("depth, loops, encoder_depth, tokens_per_pair: expected at least 1")
+        if self.table < 0 or (self.table and self.kind != "grid"):
+            raise ValueError(f"table: expected 0, or more with kind grid; got {self.table}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 <= x < 1, got {self.dropout}")
 
@@ -218,3 +223,34 @@ class TrainConfig:
             raise ValueError("seed, dev_questions, patience: expected 0 or more")
         if self.patience and not self.dev_questions:
             raise ValueError("patience: expected dev_questions above 0 to judge by, got 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """How a task is learnt."""
+
+    tier: Literal["tokens", "weights"] = "weights"
+    """what is learnt: the task tokens alone, or all of the student's weights"""
+    steps: int = 2000
+    """at most, for each task"""
+    seconds: float = 60.0
+    """at most, for each task on average; what is learnt by then answers"""
+    lr: float = 3e-3
+    """Adam's; it falls to 0 along a cosine, sooner where the time will not do for all steps"""
+    weight_decay: float = 0.01
+    copies: int = 1
+    """of a task's demonstrations a step, in views drawn at random, shifted and scaled"""
+    tasks_at_once: int | None = None
+    """at most, in one program, where all wait for the slowest; by default 1 on a CPU, whose cores
+    each take a task, and else 16"""
+    rounds: int = 2
+    """in which a task is learnt, while its time lasts: first from the student's weights, then from
+    new random ones; all that fit vote. Only with tier weights"""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if min(self.steps, self.copies, self.rounds, self.tasks_at_once or 1) < 1 or self.seed < 0:
+            raise ValueError("steps, copies, rounds, tasks_at_once: expected at least 1, seed 0")
+        if not (self.seconds > 0 and self.lr > 0):
+            raise ValueError("seconds, lr: expected more than 0")

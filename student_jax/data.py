@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -36,6 +37,7 @@ from student_jax.batch import (
 from student_jax.config import DataConfig, ModelConfig
 
 SPOILT = "features not finite"
+HIDDEN = 0.5  # share of the examples that do without their row of the table
 AHEAD = 2  # batches drawn before they are asked for
 
 
@@ -169,8 +171,11 @@ class Examples:
 
     def train_batch(self, plan: Plan, step: int) -> Batch:
         """Returns this process' rows of a step's batch: a pure function of plan and step."""
-        chosen = self.indices(plan, step)[plan.rows]
-        return self.batch(chosen, self._augment(plan, step)[plan.rows])
+        chosen, shown = self.indices(plan, step), self._augment(plan, step)
+        batch = self.batch(chosen[plan.rows], shown[plan.rows])
+        if self.model.table:
+            batch = replace(batch, row=self._rows(plan, step, chosen, shown)[plan.rows])
+        return batch
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches show each example at least once."""
@@ -215,6 +220,28 @@ class Examples:
             else None
             for i, example in enumerate(chosen)
         ]
+
+    def _rows(
+        self,
+        plan: Plan,
+        step: int,
+        chosen: Sequence[int],
+        shown: Sequence[Augmentation | None],
+    ) -> npt.NDArray[np.int32]:
+        """Tells which row of the table each example may use, i32[B, 2]; half of them none.
+
+        So the encoder learns to do without, and the one row of all that have none is learnt.
+        """
+        hidden = np.random.default_rng((plan.seed, step, 1)).random(len(chosen)) < HIDDEN
+        rows = [self._row_of[self.examples[i].question.task_id] for i in chosen]
+        symmetries = [(how or Augmentation()).transform.dihedral for how in shown]
+        return np.stack([np.where(hidden, -1, rows), symmetries], 1).astype(np.int32)
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        """Numbers the tasks in the order of their names."""
+        tasks = sorted({example.question.task_id for example in self.examples})
+        return {task_id: row for row, task_id in enumerate(tasks)}
 
     def _has_room(self, example: Example, answer: Grid) -> bool:
         side = self.model.answer_side if self.model.reads_features else example.bucket.size

@@ -58,7 +58,7 @@ def _grid_flops(config: ModelConfig, feature_width: int, batch: Batch, answers: 
     cells, colors, each = side**2, batch.palette.shape[-1], config.tokens_per_pair
     encoder = pairs * config.encoder_depth * _color_block(config, each + cells, cells, colors)
     core = config.depth * config.loops
-    core *= _color_block(config, pairs * each + cells, cells, colors)
+    core *= _color_block(config, (pairs + bool(config.table)) * each + cells, cells, colors)
     head = 2 * cells * config.width * (colors + 2)
     frames = (2 * pairs + 1) * (cells / 4)
     paint = (pairs + 1) * 2 * cells * colors * config.width * config.mlp_width

@@ -15,6 +15,7 @@ import numpy as np
 
 from bridge.arc import NUM_COLORS
 from bridge.canvas import BACKGROUND, BORDER
+from bridge.transforms import NUM_DIHEDRAL
 from student_jax.batch import Array, Batch, StudentOutput
 from student_jax.color_block import ColorBlock, Scene, mean_color, rotary_angles
 from student_jax.config import ModelConfig
@@ -23,6 +24,7 @@ from student_jax.trunk import Projector, Trunk
 # What a cell's state of a color starts from: the sum of those that are true.
 TRAITS = ("any", "here", "black", "black here", "border", "background")
 NEVER = -10.0  # logit of a color that the task shows nowhere
+TABLE_RATE = 3.0  # Adam's steps have one length for all: rows times 3 learn 3 times as fast
 
 
 @jax.tree_util.register_dataclass
@@ -30,8 +32,8 @@ NEVER = -10.0  # logit of a color that the task shows nowhere
 class TaskTokens:
     """What a student keeps of a task's demonstrations; computed once per task."""
 
-    tokens: jax.Array  # [B, P * K, C, D]
-    mask: jax.Array  # bool[B, P], True where there is a demonstration
+    tokens: jax.Array  # [B, P * K, C, D]; with a table P + 1, and its tokens are the last K
+    mask: jax.Array  # bool[B, P], True where there is a demonstration, and for the table's
     colors: jax.Array  # bool[B, P, C], those it shows
     palette: jax.Array  # u8[B, C], which color each of the C states is of; NO_COLOR for none
 
@@ -57,6 +59,13 @@ class GridStudent(nn.Module):
         self.pair_tokens = self.param(
             "pair_tokens", nn.initializers.normal(0.02), (config.tokens_per_pair, config.width)
         )
+        if config.table:
+            small = nn.initializers.normal(0.02)
+            each = (config.tokens_per_pair, config.width)
+            rows = (config.table, config.tokens_per_pair, NUM_COLORS, config.width)
+            self.table = self.param("table", small, rows)
+            self.no_row = self.param("no_row", small, each)
+            self.symmetries = self.param("symmetries", small, (NUM_DIHEDRAL, *each))
         self.color_head = nn.Dense(1)
         self.edge_head = nn.Dense(2)  # border and background
         # The teacher saw real colors: here alone each has weights of its own.
@@ -71,14 +80,21 @@ class GridStudent(nn.Module):
         self.query_projector = Projector(self.feature_width, config.projector)
 
     def encode_task(
-        self, demonstrations: Array, mask: Array, palette: Array, *, train: bool = False
+        self,
+        demonstrations: Array,
+        mask: Array,
+        palette: Array,
+        row: Array | None = None,
+        *,
+        train: bool = False,
     ) -> tuple[TaskTokens, jax.Array]:
-        """Reads the demonstrations.
+        """Reads the demonstrations, and looks the task up in the table where there is one.
 
         Args:
             demonstrations: u8[B, P, 2, N, N], input and output canvases.
             mask: bool[B, P], True where there is a demonstration.
             palette: u8[B, C], the task's colors, each once.
+            row: see `Batch`.
             train: whether dropout is on.
 
         Returns:
@@ -105,6 +121,8 @@ class GridStudent(nn.Module):
             colors=colors.reshape(batch, pairs, -1),
             palette=palette,
         )
+        if self.config.table:
+            task = self._look_up(task, row)
         states = self._paint(x[:, count:], colors, each)
         return task, states.reshape(batch, pairs, side, side, -1)
 
@@ -148,10 +166,11 @@ class GridStudent(nn.Module):
             Logits f32[B, P, N, N, V].
         """
         batch, pairs, side, _ = inputs.shape
-        others = ~np.eye(pairs, dtype=bool)
+        others = np.ones((pairs, task.mask.shape[1]), bool)
+        others[:, :pairs] = ~np.eye(pairs, dtype=bool)
         left_out = TaskTokens(
             tokens=jnp.repeat(task.tokens, pairs, axis=0),
-            mask=(task.mask[:, None] & others[None]).reshape(batch * pairs, pairs),
+            mask=(task.mask[:, None] & others[None]).reshape(batch * pairs, -1),
             colors=jnp.repeat(task.colors, pairs, axis=0),
             palette=jnp.repeat(task.palette, pairs, axis=0),
         )
@@ -169,7 +188,7 @@ class GridStudent(nn.Module):
             left_out: answer the demonstrations too, see `answer_each`.
         """
         task, pair_states = self.encode_task(
-            batch.demonstrations, batch.demonstration_mask, batch.palette, train=train
+            batch.demonstrations, batch.demonstration_mask, batch.palette, batch.row, train=train
         )
         logits, query_states = self.answer(task, batch.query, train=train)
         each = None
@@ -184,6 +203,25 @@ class GridStudent(nn.Module):
             [frames.reshape(size, -1, width), self.query_projector(query_patches)], 1
         )
         return StudentOutput(logits=logits, features=features, left_out=each)
+
+    def _look_up(self, task: TaskTokens, row: Array | None) -> TaskTokens:
+        """Adds a row's tokens to the demonstrations', as if they came from one more."""
+        batch = len(task.palette)
+        own = jnp.broadcast_to(self.no_row[None, :, None], (batch, *self.table.shape[1:]))
+        if row is not None:
+            place, symmetry = jnp.asarray(row).T
+            known = self.table[place] + self.symmetries[symmetry][:, :, None]
+            own = jnp.where((place >= 0)[:, None, None, None], known, own)
+        # A color's own: a slot that is left over takes whichever, and is never looked at.
+        slots = jnp.minimum(task.palette, NUM_COLORS - 1).astype(jnp.int32)
+        own = TABLE_RATE * jnp.take_along_axis(own, slots[:, None, :, None], axis=2)
+        there = jnp.ones((batch, 1), bool)
+        return TaskTokens(
+            tokens=jnp.concatenate([task.tokens, own.astype(task.tokens.dtype)], 1),
+            mask=jnp.concatenate([task.mask, there], 1),
+            colors=jnp.pad(task.colors, ((0, 0), (0, 1), (0, 0))),
+            palette=task.palette,
+        )
 
     def _embed(self, traits: nn.Embed, cells: jax.Array, palette: jax.Array) -> jax.Array:
         """Maps classes u8[B, T] to the states that they start from, f32[B, T, C, D]."""

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from bridge.errors import InputError
 
 
-def join() -> None:
+def join() -> bool:
     """Joins the other processes of this run, if the environment names any; before JAX is used.
 
     `srun` and `mpirun` are recognised, by JAX itself. Elsewhere, as on Kubernetes, set
@@ -22,13 +22,16 @@ def join() -> None:
 
     If the others do not come within 300 s, JAX ends the process itself, with exit code 134.
 
+    Returns:
+        Whether there are others.
+
     Raises:
         InputError: if they are set in part.
     """
     env = os.environ
     launched = max(int(env.get(k, "1")) for k in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     if "JAX_COORDINATOR_ADDRESS" not in env and launched == 1:
-        return
+        return False
     try:
         count, own = (
             int(env[key]) if key in env else None for key in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -43,6 +46,7 @@ def join() -> None:
             "processes: expected JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID to "
             f"name this run's processes, or srun or mpirun to start them: {fault}"
         ) from None
+    return True
 
 
 def is_first() -> bool:

@@ -21,9 +21,10 @@ from bridge.errors import InputError
 from bridge.predictions import write_predictions
 from bridge.render import PALETTE
 from bridge.weights import is_release
+from student_jax.config import AdaptConfig
 
 if TYPE_CHECKING:
-    from student_jax.adapter import AdaptConfig, Adapted
+    from student_jax.adapter import Adapted
     from student_jax.solver import Solver
 
 NANO = Path(__file__).parent / "nano"  # comes with the package
@@ -83,8 +84,6 @@ def main(config: SolveConfig) -> None:
     """
     learning = None
     if config.adapt is not None:
-        from student_jax.adapter import AdaptConfig
-
         learning = AdaptConfig(tier=config.adapt, steps=config.steps, seconds=config.seconds)
     solve(config, learning, config.store)
 
@@ -99,6 +98,10 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     """
     sources = (config.source,) if config.source else ARC_AGI_1
     single = find_task(config.task, sources) if config.task else None
+    if learning is not None:
+        from student_jax.spread import use_every_core
+
+        use_every_core()
     from student_jax.solver import by_task, load_solver  # jax takes a second; a bad task should not
 
     solver = load_solver(config.checkpoint, config.which, store)
@@ -127,7 +130,7 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
         "views": config.views,
         "learning": asdict(learning) if learning else None,
         "adapted": {
-            task_id: {"fit": each.fit, "steps": each.steps, "seconds": each.seconds}
+            task_id: {name: getattr(each, name) for name in ("fit", "steps", "seconds", "rounds")}
             for task_id, each in adapted.items()
         },
         "source": config.source or solver.config.data.tasks.source,
@@ -165,7 +168,7 @@ def learn(
         found[task_id] = adapted
         print(
             f"{task_id}: {adapted.fit:.1%} of the demonstrations' cells after {adapted.steps} "
-            f"steps, {adapted.seconds:.1f} s"
+            f"steps in {adapted.rounds} rounds, {adapted.seconds:.1f} s"
         )
     return {task.task_id: found[task.task_id] for task in blind}
 

@@ -28,6 +28,7 @@ from student_jax.dry_run import dry_run
 from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.log import TrainLog, describe
 from student_jax.solver import load_solver
+from student_jax.spread import use_every_core
 from student_jax.state import init_state, make_optimizer
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
@@ -40,7 +41,8 @@ def main(config: TrainConfig) -> None:
     that of an unbroken run. Held-out tasks are never trained on. Started by srun or mpirun, or
     with JAX_COORDINATOR_ADDRESS set, all processes train one student: see docs/training.md.
     """
-    processes.join()
+    if not processes.join():
+        use_every_core(config.optim.batch_size // config.optim.accumulate)
     train(config)
 
 
@@ -190,6 +192,12 @@ def load_examples(
     examples = Examples(questions, answers, config.model, config.data, store, doubles=doubles)
     if not examples.examples:
         raise InputError("data.tasks: no training example is left; raise max_side or limit")
+    rows, tasks_left = config.model.table, {e.question.task_id for e in examples.examples}
+    if 0 < rows < len(tasks_left):
+        raise InputError(
+            f"model.table: expected 0 or a row for each of the {len(tasks_left)} training tasks, "
+            f"got {rows}"
+        )
     return examples
 
 

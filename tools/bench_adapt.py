@@ -34,7 +34,8 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.torch_grid_student import GridMirror
 from bridge.tree import flatten
-from student_jax.adapter import TOKENS_RATE, AdaptConfig, Adapter
+from student_jax.config import AdaptConfig
+from student_jax.learner import TOKENS_RATE, Learner
 from student_jax.lesson import Lesson, Shown, make_lesson, show_augmented, show_plainly, stack
 from student_jax.solver import Solver, load_solver
 
@@ -82,26 +83,26 @@ def main(config: BenchAdaptConfig) -> None:
 
 def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> dict[str, Any]:
     """Times both sides in turn."""
-    adapter = Adapter(solver, AdaptConfig(copies=config.copies, tasks_at_once=count))
+    learning = AdaptConfig(copies=config.copies)
+    learner = Learner(solver.config.model, solver.feature_width, learning)
     lessons = [random_lesson(side, i) for i in range(count)]
     plain = [show_plainly(lesson) for lesson in lessons]
-    learnt, state, tasks = adapter._begin(solver.params, stack(plain))
-    others = [TorchTask(solver, adapter.config, each) for each in plain]
+    learnt, state, tasks = learner.begin(solver.params, stack(plain))
+    others = [TorchTask(solver, learning, each) for each in plain]
     times: dict[str, list[float]] = {"jax": [], "torch": []}
     losses: dict[str, list[float]] = {"jax": [], "torch": []}
     for step in range(config.rounds + 1):
         shown = [show_augmented(lesson, config.copies, 0, step) for lesson in lessons]
-        losses["jax"].append(mean_loss(adapter, learnt, solver, tasks, shown))
+        losses["jax"].append(mean_loss(learner, learnt, solver, tasks, shown))
         started = time.perf_counter()
         learnt, state, *_ = jax.block_until_ready(
-            adapter._update(
+            learner.update(
                 learnt,
                 state,
                 solver.params,
                 tasks,
                 stack(shown),
-                np.ones(count, bool),
-                adapter.config.lr,
+                np.full(count, learning.lr, np.float32),
             )
         )
         times["jax"].append(time.perf_counter() - started)
@@ -131,10 +132,10 @@ def random_lesson(side: int, seed: int) -> Lesson:
 
 
 def mean_loss(
-    adapter: Adapter, learnt: Any, solver: Solver, tasks: Any, shown: Sequence[Shown]
+    learner: Learner, learnt: Any, solver: Solver, tasks: Any, shown: Sequence[Shown]
 ) -> float:
     """The loss before an update, as JAX computes it."""
-    loss = jax.vmap(adapter._loss, in_axes=(0, None, 0, 0))
+    loss = jax.vmap(learner.loss, in_axes=(0, None, 0, 0))
     losses, _ = loss(learnt, solver.params, tasks, stack(shown))
     return float(losses.mean())
 

@@ -22,7 +22,7 @@ SMALL = {"width": 32, "heads": 2, "mlp_width": 48, "depth": 2, "encoder_depth": 
 CONFIGS = {
     "original": ModelConfig(kind="original", **{**SMALL, "loops": 1, "max_tokens": 6000}),
     "feature": ModelConfig(kind="feature", canvas=8, max_tokens=6000, **SMALL),
-    "grid": ModelConfig(kind="grid", tokens_per_pair=3, **SMALL),
+    "grid": ModelConfig(kind="grid", tokens_per_pair=3, table=2, **SMALL),
     "plain": ModelConfig(kind="grid", positions="1-d", convolution=False, **SMALL),
     "orthogonal": ModelConfig(kind="feature", canvas=8, projector="orthogonal", **SMALL),
 }

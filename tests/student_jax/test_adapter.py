@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 
 from bridge.arc import Pair, Task
+from bridge.canvas import Attempts
 from bridge.errors import InputError
-from student_jax import adapter as module
-from student_jax.adapter import AdaptConfig, Adapter
+from bridge.transforms import Transform
+from student_jax import learner as module
+from student_jax.adapter import Adapter
+from student_jax.config import AdaptConfig
+from student_jax.course import FITTED, Course
 from student_jax.lesson import make_lesson, queries, show_augmented, show_plainly
+from student_jax.pace import WARM_UP
 from student_jax.solver import load_solver
 from student_jax.train import train
 from student_jax.vote import views_of
@@ -152,11 +157,50 @@ def test_task_that_is_fitted_stops_early(solver):
     """One cell, always the same: learnt in no time."""
     grid = np.zeros((1, 1), np.uint8)
     task = Task("one", (Pair(grid, grid), Pair(grid, grid)), (grid,))
-    config = AdaptConfig(**{**FAST, "steps": 400})
+    config = AdaptConfig(**{**FAST, "steps": 400, "rounds": 1})
     adapted = dict(Adapter(solver, config).adapt([task]))["one"]
     assert adapted.steps < 400
-    assert adapted.fit == 1
+    assert (adapted.fit, adapted.rounds) == (1, 1)
     assert grids(adapted) == [[[0]]]
+    again = dict(Adapter(solver, replace(config, rounds=2)).adapt([task]))["one"]
+    assert adapted.steps < again.steps < 400
+    assert (again.fit, again.rounds) == (1, 2)
+
+
+def test_each_round_goes_through_all_rates_and_only_what_is_fitted_votes(tasks):
+    course = Course(make_lesson(tasks[0]), rounds=2)
+    assert course.rate(WARM_UP, 0.0) == 1
+    assert course.rate(WARM_UP, 0.5) == pytest.approx(0.5)
+    for _ in range(FITTED):
+        assert not course.is_fitted
+        course.see(1.0, exact=True)
+    assert course.is_fitted
+    black, white = (
+        Attempts(np.full((1, 1), color, np.uint8), np.ones((2, 2), np.uint8), 0.5, log_prob=-1.0)
+        for color in (0, 1)
+    )
+    as_it_is = Transform()
+    course.close([[(as_it_is, black)] * 2], step=100, progress=0.5)
+    assert (course.fit, course.is_over, course.is_fitted, course.recent) == (1, False, False, 0)
+    assert course.rate(100, 0.5) == 1 / WARM_UP
+    assert course.rate(100 + WARM_UP, 0.75) == pytest.approx(0.5)
+    course.see(0.5, exact=False)
+    course.close([[(as_it_is, white)]], step=200, progress=0.9)
+    assert course.is_over
+    assert course.rate(200, 0.9) == 0
+    course.see(0.1, exact=False)  # a neighbour goes on
+    (attempts,) = course.attempts()
+    assert (attempts.first.item(), attempts.second.item()) == (0, 1)
+    assert (course.steps, attempts.confidence) == (FITTED + 1, 0.5)
+
+
+def test_round_that_is_cut_short_does_not_vote(solver):
+    grid = np.zeros((1, 1), np.uint8)
+    task = Task("one", (Pair(grid, grid), Pair(grid, grid)), (grid,))
+    config = AdaptConfig(**{**FAST, "steps": 400})
+    fitted = dict(Adapter(solver, replace(config, rounds=1)).adapt([task]))["one"].steps
+    adapted = dict(Adapter(solver, replace(config, steps=fitted + 5)).adapt([task]))["one"]
+    assert (adapted.steps, adapted.rounds) == (fitted + 5, 1)
 
 
 def test_contradictory_and_single_and_large_demonstrations_get_an_answer(solver):

@@ -114,7 +114,7 @@ def in_few_colors(batch, count):
 @pytest.fixture(scope="module")
 def said():
     """What a student says of a batch in three colors, and how to ask it."""
-    model = make_student(ModelConfig(kind="grid", **SMALL), 4)
+    model = make_student(ModelConfig(kind="grid", table=2, **SMALL), 4)
     batch = in_few_colors(grid_batch(pairs=3), 3)
     params = jax.jit(model.init)(jax.random.key(0), batch)
     ask = jax.jit(lambda batch: model.apply(params, batch, left_out=True))
@@ -149,7 +149,7 @@ def test_black_is_not_like_the_other_colors(said):
 
 
 def test_each_demonstration_is_answered_as_if_its_own_pair_were_not_there():
-    model = make_student(ModelConfig(kind="grid", **SMALL), 4)
+    model = make_student(ModelConfig(kind="grid", table=2, **SMALL), 4)
     batch = replace(
         grid_batch(pairs=3), demonstration_mask=np.array([[True] * 3, [True, True, False]])
     )

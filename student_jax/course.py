@@ -1,0 +1,78 @@
+"""How the learning of one task goes: its rounds, its fit, and what it answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from bridge.canvas import Attempts
+from bridge.transforms import Transform
+from student_jax.lesson import Lesson
+from student_jax.pace import rate_at
+from student_jax.vote import tally
+
+RECENT = 10  # steps over which the fit is told
+FITTED = 20  # steps in a row with every copy of every demonstration exact: learnt enough
+
+Said = Sequence[tuple[Transform, Attempts]]  # what was answered to each view of a test input
+
+
+@dataclass
+class Course:
+    """One task's learning, round after round."""
+
+    lesson: Lesson
+    rounds: int  # at most
+    steps: int = 0  # in all rounds
+    answers: list[list[tuple[Transform, Attempts]]] = field(default_factory=list)  # a test input
+    fit: float = 0.0  # of the last round that votes
+    closed: int = 0  # rounds that are over
+    _cells: list[float] = field(default_factory=list)  # of this round's steps
+    _in_a_row: int = 0
+    _began: tuple[int, float] = 0, 0.0  # step and progress at which this round began
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to be learnt."""
+        return self.closed >= self.rounds
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether this round has learnt enough."""
+        return self._in_a_row >= FITTED
+
+    @property
+    def recent(self) -> float:
+        """The share of right cells in this round's last steps; 0 before the first."""
+        return float(np.mean(self._cells[-RECENT:])) if self._cells else 0.0
+
+    def rate(self, step: int, progress: float) -> float:
+        """The share of the learning rate; every round goes through all of it in what time is left.
+
+        Returns:
+            0 when all rounds are over.
+        """
+        first, since = self._began
+        return 0.0 if self.is_over else rate_at(step - first, (progress - since) / (1 - since))
+
+    def see(self, cells: float, *, exact: bool) -> None:
+        """Takes note of a step."""
+        if not self.is_over:
+            self.steps += 1
+            self._cells.append(cells)
+            self._in_a_row = self._in_a_row + 1 if exact else 0
+
+    def close(self, said: Sequence[Said], step: int, progress: float) -> None:
+        """Ends a round, which votes with what it said of each test input; the next one begins."""
+        if not self.answers:
+            self.answers = [[] for _ in said]
+        for answers, each in zip(self.answers, said, strict=True):
+            answers.extend(each)
+        self.fit, self.closed = self.recent, self.closed + 1
+        self._began, self._cells, self._in_a_row = (step, progress), [], 0
+
+    def attempts(self) -> tuple[Attempts, ...]:
+        """What all views of all rounds agree on, for each test input; the confidence is the fit."""
+        return tuple(replace(tally(said), confidence=self.fit) for said in self.answers)

@@ -1,0 +1,149 @@
+"""The programs by which tasks are learnt: how one begins, makes a step, and answers.
+
+Nothing but demonstrations is learnt from: each is answered from the task's tokens, which are learnt
+with the weights or alone, and all are augmented (VARC, arXiv 2511.14761, section 4).
+
+In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P` demonstrations,
+`Q` queries, `N` canvas side, `C` slots of the palette, `K` task tokens a demonstration, `D` width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bridge.canvas import BACKGROUND
+from student_jax.batch import smallest_batch
+from student_jax.config import AdaptConfig, ModelConfig
+from student_jax.grid_student import TaskTokens
+from student_jax.lesson import Shown
+from student_jax.students import make_student
+from student_jax.terms import cross_entropy
+
+STATES = 2**15  # cells x colors that are answered at once: memory follows them
+TOKENS_RATE = 3.0  # times the learning rate: tokens are the task's alone
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Learnt:
+    """What a task has of its own; of one task, or with a leading axis W of several."""
+
+    tokens: jax.Array  # f32[V, P * K, C, D], a set for each view
+    weights: Any  # the student's; empty where they stay as they are
+
+
+class Learner:
+    """Each program takes W tasks of one shape, which learn alone, and compiles once for a shape."""
+
+    def __init__(self, model: ModelConfig, feature_width: int, config: AdaptConfig) -> None:
+        """Prepares the programs."""
+        self.config = config
+        self._model = make_student(model, feature_width)
+        self._tx = optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(1.0, b2=0.98, weight_decay=config.weight_decay),  # the rate comes later
+        )
+        self._smallest = smallest_batch(model, feature_width)
+        self.begin = jax.jit(jax.vmap(self._begin, in_axes=(None, 0)))
+        self.begin_anew = jax.jit(jax.vmap(self._begin_anew))
+        self.update = jax.jit(
+            jax.vmap(self._update, in_axes=(0, 0, None, 0, 0, 0)), donate_argnums=(0, 1)
+        )
+        self.select = jax.jit(jax.vmap(_select), donate_argnums=2)
+        self.say = jax.jit(self._say)
+
+    def _begin(self, params: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
+        """Returns what one task learns, as it starts; its optimizer's state; and its tokens."""
+        task, _ = self._model.apply(
+            {"params": params},
+            plain.demonstrations,
+            plain.mask,
+            plain.palette,
+            method="encode_task",
+        )
+        learnt: Any = Learnt(task.tokens, params if self.config.tier == "weights" else {})
+        return learnt, self._tx.init(learnt), task
+
+    def _begin_anew(self, seed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
+        """The same from new random weights."""
+        fresh = self._model.init(jax.random.key(seed), self._smallest)
+        return self._begin(fresh["params"], plain)
+
+    def _update(
+        self,
+        learnt: Any,
+        opt_state: Any,
+        params: Any,
+        task: TaskTokens,
+        shown: Shown,
+        rate: Any,
+    ) -> tuple[Learnt, Any, jax.Array, jax.Array]:
+        """Makes one update of one task, or none where the rate is 0.
+
+        Returns:
+            What is learnt, the optimizer's state, and of the answers before the update the share
+            of right cells, border included, and whether all are exact.
+        """
+        grads, (cells, exact) = jax.grad(self.loss, has_aux=True)(learnt, params, task, shown)
+        updates: Any
+        updates, after = self._tx.update(grads, opt_state, learnt)
+        updates = Learnt(TOKENS_RATE * updates.tokens, updates.weights)
+        new = optax.apply_updates(learnt, optax.tree.scale(rate, updates)), after
+        return *_select(rate > 0, new, (learnt, opt_state)), cells, exact
+
+    def loss(
+        self, learnt: Learnt, params: Any, task: TaskTokens, shown: Shown
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Returns the mean cross entropy over the demonstrations of one task, nats a cell.
+
+        With it the share of right cells, border included, and whether all grids are exact.
+        """
+        answers, mask = jnp.asarray(shown.demonstrations)[:, :, 1], jnp.asarray(shown.mask)
+        own = jax.tree.map(lambda x: x[shown.view], replace(task, tokens=learnt.tokens))
+        inputs = jnp.asarray(shown.demonstrations)[:, :, 0]
+        logits = self._from_tokens(learnt, params, own, inputs)
+        nats = cross_entropy(logits, answers).mean((2, 3))
+        right, drawn = logits.argmax(-1) == answers, answers != BACKGROUND
+        cells = (right & drawn).sum((2, 3)) / drawn.sum((2, 3))
+        exact = ((right | ~drawn).all((2, 3)) | ~mask).all()
+        nats, cells = ((x * mask).sum() / mask.sum() for x in (nats, cells))
+        return nats, (cells, exact)
+
+    def _from_tokens(
+        self, learnt: Learnt, params: Any, task: TaskTokens, inputs: jax.Array
+    ) -> jax.Array:
+        """Answers inputs u8[A, Q, N, N] in A views from their tokens, f32[A, Q, N, N, V].
+
+        So many at once as memory allows; the rest of the activations is computed again.
+        """
+        copies, count, side, _ = inputs.shape
+        weights = learnt.weights if self.config.tier == "weights" else params
+
+        def answer(task: TaskTokens, query: jax.Array) -> jax.Array:
+            logits, _ = self._model.apply({"params": weights}, task, query, method="answer")
+            return logits.astype(jnp.float32)
+
+        each = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), task)
+        asked = inputs.reshape(-1, side, side)
+        at_once = max(1, STATES // (side**2 * task.palette.shape[-1]))
+        if at_once >= len(asked):
+            logits = answer(each, asked)
+        else:
+            one = jax.checkpoint(lambda x: answer(*jax.tree.map(lambda y: y[None], x))[0])
+            logits = jax.lax.map(one, (each, asked), batch_size=at_once)
+        return logits.reshape(copies, count, *logits.shape[1:])
+
+    def _say(self, learnt: Learnt, params: Any, task: TaskTokens, inputs: jax.Array) -> jax.Array:
+        """Answers test inputs u8[views, Q, N, N]: log-probabilities f32[views, Q, N, N, V]."""
+        own = replace(task, tokens=learnt.tokens)
+        return jax.nn.log_softmax(self._from_tokens(learnt, params, own, inputs))
+
+
+def _select(chosen: Any, new: Any, old: Any) -> Any:
+    """Returns one of two states of a task."""
+    return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), new, old)

@@ -1,0 +1,74 @@
+"""Independent work on all devices: done once, a kind on one device, faults told."""
+
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from bridge.stop import Stop
+from student_jax.spread import spread, use_every_core
+from tests.conftest import ROOT
+
+
+def test_everything_is_done_once_and_a_kind_keeps_to_a_device():
+    work = {kind: [(kind, i) for i in range(6)] for kind in range(8)}
+
+    def do(piece, device):
+        assert jax.numpy.zeros(()).devices() == {device}
+        time.sleep(0.002)
+        yield (*piece, device)
+
+    with Stop() as stop:
+        done = list(spread(work, do, stop))
+    assert sorted(piece[:2] for piece in done) == sorted(
+        (kind, i) for kind in work for i in range(6)
+    )
+    assert {device for *_, device in done} == set(jax.local_devices())
+    on = [len({device for kind, _, device in done if kind == each}) for each in work]
+    assert sum(on) <= len(work) + 3 * len(jax.local_devices())  # only the last kinds are shared
+
+
+def test_fault_is_raised_and_ends_the_work():
+    begun = []
+
+    def do(piece, device):
+        begun.append(piece)
+        if piece == 3:
+            raise ValueError("piece 3")
+        time.sleep(0.01)
+        yield piece
+
+    with Stop() as stop, pytest.raises(ValueError, match="piece 3"):
+        list(spread({i: [i] for i in range(4)} | {9: [9] * 500}, do, stop))
+    assert len(begun) < 500
+
+
+def test_caller_that_wants_no_more_stops_the_work():
+    with Stop() as stop:
+        results = spread({0: range(1000)}, lambda piece, device: [piece], stop)
+        assert next(results) in range(1000)
+        results.close()
+        assert stop.requested
+
+
+def count_devices(share, **more):
+    """How many devices a fresh process has."""
+    code = f"from student_jax.spread import *; use_every_core({share}); print(len(jax.devices()))"
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**env, **more}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_every_core_is_a_device_unless_told_otherwise():
+    cores = len(os.sched_getaffinity(0))
+    assert count_devices(0) == cores
+    assert count_devices(1) == 1
+    assert count_devices(0, JAX_NUM_CPU_DEVICES="3") == 3
+    use_every_core()  # the tests' own XLA_FLAGS say how many
+    assert len(jax.devices()) == 4
