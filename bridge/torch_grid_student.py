@@ -143,10 +143,11 @@ class GridMirror(nn.Module):
         self.color = nn.Embedding(NUM_TRAITS, width)
         self.output_color = nn.Embedding(NUM_TRAITS, width)
         self.pair_tokens = nn.Parameter(torch.zeros(self.tokens_per_pair, width))
-        self.has_table = config["table"] > 0
+        table = config.get("table", 0)  # not there in what was exported before there were any
+        self.has_table = table > 0
         if self.has_table:  # only the row that tasks share which have none of their own answers
             each = (self.tokens_per_pair, width)
-            rows = (config["table"], self.tokens_per_pair, NUM_COLORS, width)
+            rows = (table, self.tokens_per_pair, NUM_COLORS, width)
             self.table = nn.Parameter(torch.zeros(rows))
             self.no_row = nn.Parameter(torch.zeros(each))
             self.symmetries = nn.Parameter(torch.zeros(NUM_DIHEDRAL, *each))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,48 +88,70 @@ class Adapter:
         self, lessons: Sequence[Lesson], device: Device, stop: Stop
     ) -> Iterator[tuple[str, Adapted]]:
         """Learns tasks of one shape together, on one device."""
-        config, learner = self.config, self.learner
-        params = jax.device_put(self.solver.params, device)
+        config = self.config
         clock = Clock(config.steps, config.seconds * len(lessons))
-        plain = stack([show_plainly(lesson) for lesson in lessons])
-        learnt, opt_state, tasks = learner.begin(params, plain)
-        rounds = config.rounds if config.tier == "weights" else 1
-        courses = [Course(lesson, rounds) for lesson in lessons]
-
-        def close(i: int, step: int, progress: float) -> None:
-            own, task = jax.tree.map(lambda x: x[i], (learnt, tasks))
-            said = np.asarray(learner.say(own, params, task, queries(lessons[i])))
-            courses[i].close(read(lessons[i], said), step, progress)
-
+        group = Group(self.learner, jax.device_put(self.solver.params, device), lessons)
         name = lessons[0].task.task_id if len(lessons) == 1 else f"{len(lessons)} tasks"
-        bar = tqdm(total=config.steps, desc=f"adapt {name}", unit="step", leave=False)
-        for step in range(config.steps):
-            progress = clock.progress(step)
-            if progress >= 1 or stop.requested or all(course.is_over for course in courses):
-                break
-            shown = stack([show_augmented(x, config.copies, config.seed, step) for x in lessons])
-            rates = np.array([config.lr * x.rate(step, progress) for x in courses], np.float32)
-            learnt, opt_state, cells, exact = learner.update(
-                learnt, opt_state, params, tasks, shown, rates
-            )
-            for i, course in enumerate(courses):
-                course.see(float(cells[i]), exact=bool(exact[i]))
-            fitted = np.array([course.is_fitted for course in courses])
-            for i in np.flatnonzero(fitted).tolist():
-                close(i, step + 1, progress)
-            if any(not courses[i].is_over for i in np.flatnonzero(fitted)):
-                seeds = np.array([config.seed + course.closed for course in courses])
-                anew = learner.begin_anew(seeds, plain)[:2]
-                learnt, opt_state = learner.select(fitted, anew, (learnt, opt_state))
-            bar.set_postfix_str(f"fitted {np.mean([x.recent for x in courses]):.1%} of cells")
-            bar.update()
-        bar.close()
-        for i, course in enumerate(courses):
-            if not course.closed:  # a later round that was cut short does not vote
-                close(i, config.steps, 1.0)
-            seconds = clock.seconds() / len(lessons)
-            adapted = Adapted(course.attempts(), course.fit, course.steps, seconds, course.closed)
-            yield course.lesson.task.task_id, adapted
+        with tqdm(total=config.steps, desc=f"adapt {name}", unit="step", leave=False) as bar:
+            for step in range(config.steps):
+                progress = clock.progress(step)
+                if progress >= 1 or stop.requested or all(x.is_over for x in group.courses):
+                    break
+                group.step(step, progress)
+                fitted = np.array([course.is_fitted for course in group.courses])
+                if fitted.any():
+                    group.close(fitted)
+                    group.begin_anew(fitted)
+                fit = np.mean([course.recent for course in group.courses])
+                bar.set_postfix_str(f"fitted {fit:.1%} of cells")
+                bar.update()
+        # A later round that was cut short does not vote.
+        group.close(np.array([not course.closed for course in group.courses]))
+        seconds = clock.seconds() / len(lessons)
+        for each in group.courses:
+            adapted = Adapted(each.attempts(), each.fit, each.steps, seconds, each.closed)
+            yield each.lesson.task.task_id, adapted
+
+
+class Group:
+    """Tasks of one shape that learn together."""
+
+    def __init__(self, learner: Learner, params: Any, lessons: Sequence[Lesson]) -> None:
+        """Begins, from a student's weights on the device that is to be used."""
+        config = learner.config
+        rounds = config.rounds if config.tier == "weights" else 1
+        self.courses = [Course(lesson, rounds) for lesson in lessons]
+        self._learner, self._params = learner, params
+        self._plain = stack([show_plainly(lesson) for lesson in lessons])
+        self._learnt, self._opt_state, self._tasks = learner.begin(params, self._plain)
+
+    def step(self, step: int, progress: float) -> None:
+        """Makes one update of every task that has anything left to learn."""
+        config, lessons = self._learner.config, [course.lesson for course in self.courses]
+        shown = stack([show_augmented(x, config.copies, config.seed, step) for x in lessons])
+        rates = np.array([config.lr * x.rate(step, progress) for x in self.courses], np.float32)
+        self._learnt, self._opt_state, cells, exact = self._learner.update(
+            self._learnt, self._opt_state, self._params, self._tasks, shown, rates
+        )
+        for course, *seen in zip(self.courses, cells.tolist(), exact.tolist(), strict=True):
+            course.see(seen[0], exact=seen[1])
+
+    def close(self, which: npt.NDArray[np.bool_]) -> None:
+        """Ends rounds: what is learnt by then answers."""
+        for i in np.flatnonzero(which).tolist():
+            own, task = jax.tree.map(lambda x, i=i: x[i], (self._learnt, self._tasks))
+            lesson = self.courses[i].lesson
+            said = np.asarray(self._learner.say(own, self._params, task, queries(lesson)))
+            self.courses[i].close(read(lesson, said))
+
+    def begin_anew(self, which: npt.NDArray[np.bool_]) -> None:
+        """Begins the next rounds, where any are left, from new random weights."""
+        again = which & np.array([not course.is_over for course in self.courses])
+        if again.any():
+            seeds = self._learner.config.seed + np.array([each.closed for each in self.courses])
+            anew = self._learner.begin_anew(seeds, self._plain)[:2]
+            old = self._learnt, self._opt_state
+            self._learnt, self._opt_state = self._learner.select(again, anew, old)
 
 
 def read(lesson: Lesson, said: npt.NDArray[np.floating]) -> list[list[tuple[Transform, Attempts]]]:

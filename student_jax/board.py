@@ -33,7 +33,7 @@ class Board:
         """Opens a file that takes the place of all that was written from `purge_step` on."""
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads files that have "tfevents" in their names, in the order of the names.
-        name = f"events.out.tfevents.{time.time_ns():020}.{socket.gethostname()}"
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._records = RecordWriter((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
         start = _EVENT.SessionLog(status=_EVENT.SessionLog.START)

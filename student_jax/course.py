@@ -31,7 +31,7 @@ class Course:
     closed: int = 0  # rounds that are over
     _cells: list[float] = field(default_factory=list)  # of this round's steps
     _in_a_row: int = 0
-    _began: tuple[int, float] = 0, 0.0  # step and progress at which this round began
+    _began: tuple[int, float] | None = None  # this round's first step, and the progress there
 
     @property
     def is_over(self) -> bool:
@@ -54,8 +54,12 @@ class Course:
         Returns:
             0 when all rounds are over.
         """
+        if self.is_over:
+            return 0.0
+        # Only now: answering and beginning anew are compiled between two rounds.
+        self._began = self._began or (step, progress)
         first, since = self._began
-        return 0.0 if self.is_over else rate_at(step - first, (progress - since) / (1 - since))
+        return rate_at(step - first, (progress - since) / (1 - since))
 
     def see(self, cells: float, *, exact: bool) -> None:
         """Takes note of a step."""
@@ -64,14 +68,14 @@ class Course:
             self._cells.append(cells)
             self._in_a_row = self._in_a_row + 1 if exact else 0
 
-    def close(self, said: Sequence[Said], step: int, progress: float) -> None:
+    def close(self, said: Sequence[Said]) -> None:
         """Ends a round, which votes with what it said of each test input; the next one begins."""
         if not self.answers:
             self.answers = [[] for _ in said]
         for answers, each in zip(self.answers, said, strict=True):
             answers.extend(each)
         self.fit, self.closed = self.recent, self.closed + 1
-        self._began, self._cells, self._in_a_row = (step, progress), [], 0
+        self._began, self._cells, self._in_a_row = None, [], 0
 
     def attempts(self) -> tuple[Attempts, ...]:
         """What all views of all rounds agree on, for each test input; the confidence is the fit."""

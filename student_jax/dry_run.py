@@ -23,7 +23,7 @@ from student_jax.students import make_student
 
 TIMED = 3  # steps a bucket, after one that warms up
 MIB = 1 << 20
-DTYPES = {"bool": "bool", "uint8": "u8", "bfloat16": "bf16", "float32": "f32"}
+DTYPES = {"bool": "bool", "uint8": "u8", "int32": "i32", "bfloat16": "bf16", "float32": "f32"}
 
 
 def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> None:
@@ -114,7 +114,7 @@ def describe_shapes(batch: Batch) -> str:
     return "\n".join(
         f"{name} {DTYPES[np.asarray(value).dtype.name]}{list(value.shape)}"
         for name, value in vars(batch).items()
-        if value.size
+        if value is not None and value.size
     )
 
 

@@ -25,6 +25,7 @@ from student_jax.students import make_student
 from student_jax.terms import cross_entropy
 
 STATES = 2**15  # cells x colors that are answered at once: memory follows them
+ANSWERING = ("core", "color", "color_head", "edge_head")  # the weights that tokens are read with
 TOKENS_RATE = 3.0  # times the learning rate: tokens are the task's alone
 
 
@@ -33,8 +34,8 @@ TOKENS_RATE = 3.0  # times the learning rate: tokens are the task's alone
 class Learnt:
     """What a task has of its own; of one task, or with a leading axis W of several."""
 
-    tokens: jax.Array  # f32[V, P * K, C, D], a set for each view
-    weights: Any  # the student's; empty where they stay as they are
+    tokens: jax.Array  # f32[V, P * K, C, D], a set for each view; P + 1 with a table
+    weights: Any  # those that answer; empty where they stay as they are
 
 
 class Learner:
@@ -66,7 +67,8 @@ class Learner:
             plain.palette,
             method="encode_task",
         )
-        learnt: Any = Learnt(task.tokens, params if self.config.tier == "weights" else {})
+        own = ANSWERING if self.config.tier == "weights" else ()
+        learnt: Any = Learnt(task.tokens, {name: params[name] for name in own})
         return learnt, self._tx.init(learnt), task
 
     def _begin_anew(self, seed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
@@ -122,7 +124,7 @@ class Learner:
         So many at once as memory allows; the rest of the activations is computed again.
         """
         copies, count, side, _ = inputs.shape
-        weights = learnt.weights if self.config.tier == "weights" else params
+        weights = {**params, **learnt.weights}
 
         def answer(task: TaskTokens, query: jax.Array) -> jax.Array:
             logits, _ = self._model.apply({"params": weights}, task, query, method="answer")

@@ -16,20 +16,26 @@ class Clock:
         self._steps, self._budget = steps, budget
         self._started = time.perf_counter()
         self._first = 0.0  # seconds until the first step was done: it was compiled
+        self._progress = 0.0
 
     def seconds(self) -> float:
         """Since the start."""
         return time.perf_counter() - self._started
 
     def progress(self, step: int) -> float:
-        """Returns the share that is done after so many steps: of the time, if that ends first."""
+        """Returns the share that is done after so many steps: of the time, if that ends first.
+
+        It never falls, however the pace changes.
+        """
         passed = self.seconds()
         if step == 1:
             self._first = passed
         each = (passed - self._first) / (step - 1) if step > 1 else 0.0
+        done = step / self._steps
         if passed + (self._steps - step) * each > self._budget:
-            return max(passed / self._budget, step / self._steps)
-        return step / self._steps
+            done = max(done, passed / self._budget)
+        self._progress = max(self._progress, done)
+        return self._progress
 
 
 def rate_at(step: int, progress: float) -> float:

@@ -41,13 +41,17 @@ NO_PART = (
         "adapt",
         "adapter",
         "lesson",
+        "learner",
+        "course",
         "pace",
+        "spread",
         "export",
         "import_weights",
         "release",
     ),
     *("torch_export", "__main__"),
 )
+OWN = ("projector", "table")  # weights of one teacher or of one set of tasks
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -73,7 +77,9 @@ def check_same_config(there: dict[str, Any], config: TrainConfig) -> None:
     Raises:
         InputError: naming the first key that differs.
     """
-    before, now = flatten(there), flatten(configs.to_dict(config))
+    # What a run's config does not name yet has its default.
+    full = configs.to_dict(configs.from_dict(TrainConfig, there))
+    before, now = flatten(full), flatten(configs.to_dict(config))
     for key in sorted(now.keys() | before.keys()):
         if before.get(key) == now.get(key) or is_under(key, MAY_DIFFER):
             continue
@@ -103,6 +109,7 @@ def notes_on(examples: Examples, store: FeatureStore | None) -> Notes:
         "trained_on": sorted({example.question.task_id for example in examples.examples}),
         "rearc": examples.data.rearc and digest_of(examples.data.rearc),
         "doubles": examples.doubles,
+        "devices": jax.device_count(),
         "init": None,
         "code": {
             "version": version("sage-distill"),
@@ -135,6 +142,11 @@ def restore_own(
         sys.stderr.write(
             f"warning: the checkpoint was made by other code or libraries ({before['version']}, "
             f"{before['digest']}): the result may not be that of an unbroken run\n"
+        )
+    if there.get("devices") != notes["devices"] and is_first():
+        sys.stderr.write(
+            f"warning: the checkpoint was made on {there.get('devices', 'other')} devices, not "
+            f"{notes['devices']}: the result will be that of an unbroken run but for rounding\n"
         )
     for damaged in [other for other in checkpoints.steps() if other > step]:
         checkpoints.set_aside(damaged)  # to be made again
@@ -172,8 +184,9 @@ def check_same_data(there: Notes, now: Notes, config: TrainConfig) -> None:
 def warm_start(notes: Notes, state: TrainState, warm: Solver) -> tuple[Notes, TrainState]:
     """Returns a first state with another run's weights, and notes that say so.
 
-    Projectors stay as drawn where the teachers' widths differ; everything else has to fit. What
-    the weights were trained on before counts as trained on.
+    Projectors stay as drawn where the teachers' widths differ, and the table's rows unless they
+    are of the same tasks; everything else has to fit. What the weights were trained on before
+    counts as trained on.
 
     Raises:
         InputError: naming the first leaf that does not fit.
@@ -181,13 +194,15 @@ def warm_start(notes: Notes, state: TrainState, warm: Solver) -> tuple[Notes, Tr
     own, others = flatten(state.params), flatten(warm.params)
     for name in sorted(own.keys() | others.keys()):
         shapes = [tree[name].shape if name in tree else "nothing" for tree in (own, others)]
-        if shapes[0] != shapes[1] and ("projector" not in name or "nothing" in shapes):
+        is_own = any(part in name for part in OWN)
+        if shapes[0] != shapes[1] and (not is_own or "nothing" in shapes):
             raise InputError(
                 f"init: {warm.config.out}: {name}: expected {shapes[0]}, got {shapes[1]}"
             )
+    same_tasks = set(notes["trained_on"]) == warm.trained_on
     taken = {
         name: jax.device_put(np.asarray(others[name]), value.sharding)
-        if others[name].shape == value.shape
+        if others[name].shape == value.shape and (same_tasks or name != "table")
         else value
         for name, value in own.items()
     }

@@ -99,7 +99,7 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     sources = (config.source,) if config.source else ARC_AGI_1
     single = find_task(config.task, sources) if config.task else None
     if learning is not None:
-        from student_jax.spread import use_every_core
+        from student_jax.cores import use_every_core
 
         use_every_core()
     from student_jax.solver import by_task, load_solver  # jax takes a second; a bad task should not

@@ -22,13 +22,13 @@ from bridge.store import FeatureStore
 from student_jax import processes, resume
 from student_jax.checkpoints import Checkpoints, best_of
 from student_jax.config import TrainConfig
+from student_jax.cores import use_every_core
 from student_jax.data import Examples, Plan
 from student_jax.development import Development, is_stale
 from student_jax.dry_run import dry_run
 from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.log import TrainLog, describe
 from student_jax.solver import load_solver
-from student_jax.spread import use_every_core
 from student_jax.state import init_state, make_optimizer
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,7 @@ from bridge.files import write_text
 from bridge.torch_grid_student import GridMirror
 from bridge.tree import flatten
 from student_jax.config import AdaptConfig
+from student_jax.cores import use_every_core
 from student_jax.learner import TOKENS_RATE, Learner
 from student_jax.lesson import Lesson, Shown, make_lesson, show_augmented, show_plainly, stack
 from student_jax.solver import Solver, load_solver
@@ -52,7 +54,7 @@ class BenchAdaptConfig:
     sides: tuple[int, ...] = (8, 12)
     """of the canvases"""
     tasks: tuple[int, ...] = (1, 8)
-    """at once in JAX; PyTorch takes them one after the other"""
+    """at once on each of JAX's devices, a CPU's cores; PyTorch takes all in turn, on all cores"""
     copies: int = 1
     rounds: int = 5
     """timed ones, after one that warms up"""
@@ -63,16 +65,18 @@ class BenchAdaptConfig:
 def main(config: BenchAdaptConfig) -> None:
     """Measure every canvas side and number of tasks."""
     under = conditions("jax", "flax", "optax", "torch")
+    use_every_core()
     solver = load_solver(config.checkpoint)
     rows = [measure(config, solver, side, count) for side in config.sides for count in config.tasks]
     result = {
         **under,
         "device": jax.devices()[0].device_kind,
+        "devices": jax.local_device_count(),
         "parameters": solver.num_parameters,
         "config": configs.to_dict(config),
         "rows": rows,
     }
-    table = Table("canvas", "tasks at once", "JAX\ntask-steps/s", "PyTorch\ntask-steps/s", "ratio")
+    table = Table("canvas", "tasks a device", "JAX\ntask-steps/s", "PyTorch\ntask-steps/s", "ratio")
     for row in rows:
         numbers = (f"{row[name]:.2f}" for name in ("jax", "torch", "jax_over_torch"))
         table.add_row(str(row["side"]), str(row["tasks"]), *numbers)
@@ -82,44 +86,66 @@ def main(config: BenchAdaptConfig) -> None:
 
 
 def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> dict[str, Any]:
-    """Times both sides in turn."""
+    """Times both sides in turn: `count` tasks at once on every device, and all of them in turn."""
     learning = AdaptConfig(copies=config.copies)
     learner = Learner(solver.config.model, solver.feature_width, learning)
-    lessons = [random_lesson(side, i) for i in range(count)]
+    devices = jax.local_devices()
+    lessons = [random_lesson(side, i) for i in range(count * len(devices))]
     plain = [show_plainly(lesson) for lesson in lessons]
-    learnt, state, tasks = learner.begin(solver.params, stack(plain))
+    groups = [
+        Group(learner, jax.device_put(solver.params, device), plain[i :: len(devices)])
+        for i, device in enumerate(devices)
+    ]
     others = [TorchTask(solver, learning, each) for each in plain]
     times: dict[str, list[float]] = {"jax": [], "torch": []}
     losses: dict[str, list[float]] = {"jax": [], "torch": []}
-    for step in range(config.rounds + 1):
-        shown = [show_augmented(lesson, config.copies, 0, step) for lesson in lessons]
-        losses["jax"].append(mean_loss(learner, learnt, solver, tasks, shown))
-        started = time.perf_counter()
-        learnt, state, *_ = jax.block_until_ready(
-            learner.update(
-                learnt,
-                state,
-                solver.params,
-                tasks,
-                stack(shown),
-                np.full(count, learning.lr, np.float32),
-            )
-        )
-        times["jax"].append(time.perf_counter() - started)
-        started = time.perf_counter()
-        said = [other.step(one) for other, one in zip(others, shown, strict=True)]
-        times["torch"].append(time.perf_counter() - started)
-        losses["torch"].append(float(np.mean(said)))
+    with ThreadPoolExecutor(len(devices)) as pool:
+        for step in range(config.rounds + 1):
+            shown = [show_augmented(lesson, config.copies, 0, step) for lesson in lessons]
+            parts = [shown[i :: len(devices)] for i in range(len(devices))]
+            said = [group.loss(part) for group, part in zip(groups, parts, strict=True)]
+            losses["jax"].append(float(np.mean(said)))
+            started = time.perf_counter()
+            list(pool.map(Group.step, groups, parts))
+            times["jax"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            said = [other.step(one) for other, one in zip(others, shown, strict=True)]
+            times["torch"].append(time.perf_counter() - started)
+            losses["torch"].append(float(np.mean(said)))
     if not np.allclose(losses["jax"], losses["torch"], rtol=TOLERANCE):
         raise InputError(f"losses: expected the same on both sides, got {losses}")
     ratios = [t / j for t, j in zip(times["torch"][1:], times["jax"][1:], strict=True)]
     return {
         "side": side,
         "tasks": count,
-        **{name: count / median(seconds[1:]) for name, seconds in times.items()},
+        **{name: len(lessons) / median(seconds[1:]) for name, seconds in times.items()},
         "jax_over_torch": median(ratios),
         "losses": losses,
     }
+
+
+class Group:
+    """Tasks that learn at once on one device."""
+
+    def __init__(self, learner: Learner, params: Any, plain: Sequence[Shown]) -> None:
+        """Begins; the parameters say which device."""
+        self.learner, self.params = learner, params
+        self.rates = np.full(len(plain), learner.config.lr, np.float32)
+        self.learnt, self.state, self.tasks = learner.begin(params, stack(plain))
+
+    def loss(self, shown: Sequence[Shown]) -> float:
+        """The mean loss before an update."""
+        loss = jax.vmap(self.learner.loss, in_axes=(0, None, 0, 0))
+        losses, _ = loss(self.learnt, self.params, self.tasks, stack(shown))
+        return float(losses.mean())
+
+    def step(self, shown: Sequence[Shown]) -> None:
+        """Makes one update and waits for it."""
+        self.learnt, self.state, *_ = jax.block_until_ready(
+            self.learner.update(
+                self.learnt, self.state, self.params, self.tasks, stack(shown), self.rates
+            )
+        )
 
 
 def random_lesson(side: int, seed: int) -> Lesson:
@@ -129,15 +155,6 @@ def random_lesson(side: int, seed: int) -> Lesson:
     pairs = [{"input": grid(), "output": grid()} for _ in range(PAIRS)]
     task: Task = parse_task(f"r{seed}", {"train": pairs, "test": [{"input": grid()}]}, "random")
     return make_lesson(task)
-
-
-def mean_loss(
-    learner: Learner, learnt: Any, solver: Solver, tasks: Any, shown: Sequence[Shown]
-) -> float:
-    """The loss before an update, as JAX computes it."""
-    loss = jax.vmap(learner.loss, in_axes=(0, None, 0, 0))
-    losses, _ = loss(learnt, solver.params, tasks, stack(shown))
-    return float(losses.mean())
 
 
 class TorchTask:

@@ -38,6 +38,7 @@ from bridge.scaling import no_scaling
 from student_jax import state as states
 from student_jax.batch import Batch, all_colors, feature_batch
 from student_jax.config import DataConfig, TrainConfig
+from student_jax.cores import use_every_core
 from student_jax.dry_run import MIB, peak_bytes
 from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
@@ -90,8 +91,8 @@ class BenchTrainConfig:
     """original: above 0 both sides draw other numbers, so losses are not compared"""
     against_torch: bool = True
     """take PyTorch's steps, too"""
-    devices: int = 1
-    """that JAX spreads a batch over; more than 1 without PyTorch only"""
+    devices: int | None = None
+    """that JAX spreads a batch over; by default one GPU, or every core of a CPU as training does"""
     scaling: bool = True
     """repeat on 1, 2 and 4 host devices: as configured if nano, else this student by default"""
     out: Path | None = None
@@ -104,6 +105,7 @@ Step = Callable[[int], float]  # takes the step of this number, returns its loss
 def main(config: BenchTrainConfig) -> None:
     """Measure the training step in JAX and in PyTorch, and JAX's on 1, 2 and 4 host devices."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some, too
+    use_every_core(config.batch_size // max(1, config.accumulate))
     exact = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION") in ("highest", "float32")
     tf32 = jax.default_backend() != "cpu" and not exact  # as JAX itself has it
     torch.set_float32_matmul_precision("high" if tf32 else "highest")  # high: TF32
@@ -111,6 +113,7 @@ def main(config: BenchTrainConfig) -> None:
     result = {
         **conditions("jax", "flax", "optax", "torch"),
         "device": jax.devices()[0].device_kind,
+        "devices": devices_of(config),
         "torch": {"eager": True, "tf32": tf32, "threads": torch.get_num_threads()},
         "config": configs.to_dict(config),
         **measure(config, settings_of(config)),
@@ -120,6 +123,13 @@ def main(config: BenchTrainConfig) -> None:
     show(result)
     if config.out:
         write_text(config.out, json.dumps(result, indent=1) + "\n")
+
+
+def devices_of(config: BenchTrainConfig) -> int:
+    """Returns how many devices JAX spreads a batch over."""
+    each_core = jax.default_backend() == "cpu"
+    by_itself = jax.local_device_count() if each_core else 1
+    return by_itself if config.devices is None else config.devices
 
 
 def measure(config: BenchTrainConfig, settings: TrainConfig) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def measure(config: BenchTrainConfig, settings: TrainConfig) -> dict[str, Any]:
         )
     losses, seconds = take_steps(sides, config)
     memory = device_bytes()  # asked now: the ceiling's factors are large
-    ceiling = matmul_ceiling(config.compute) * config.devices / jax.local_device_count()
+    ceiling = matmul_ceiling(config.compute) * devices_of(config) / jax.local_device_count()
     flops = config.batch_size * example_flops(settings.model, config.feature_width, batches[0])
     result = {
         "model": configs.to_dict(settings.model),
@@ -165,8 +175,9 @@ def settings_of(config: BenchTrainConfig) -> TrainConfig:
     for name in ("demonstrations", "tokens", "feature_width", "steps", "warmup"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: expected at least 1, got {getattr(config, name)}")
-    most = 1 if config.against_torch else jax.local_device_count()
-    if not 1 <= config.devices <= most:
+    most = jax.local_device_count()
+    most = 1 if config.against_torch and jax.default_backend() != "cpu" else most
+    if not 1 <= devices_of(config) <= most:
         raise InputError(f"devices: expected 1 to {most}, got {config.devices}")
     model = {"kind": config.student, "canvas": config.side, "compute": config.compute}
     model |= {"remat": config.remat, "dropout": config.dropout}
@@ -182,7 +193,7 @@ def settings_of(config: BenchTrainConfig) -> TrainConfig:
     except ValueError as error:
         raise InputError(str(error)) from None
     scaled = config.scaling and config.size == "nano"
-    check_divides(settings, max(HOST_DEVICES) if scaled else config.devices)
+    check_divides(settings, max(HOST_DEVICES) if scaled else devices_of(config))
     return settings
 
 
@@ -225,7 +236,7 @@ def jax_side(
     """Returns JAX's step, the parameters it starts with, and the bytes it takes as XLA says."""
     model = make_student(settings.model, config.feature_width)
     tx = states.make_optimizer(settings.optim, settings.loss.form)
-    mesh, scaling = make_mesh(config.devices), no_scaling(config.feature_width)
+    mesh, scaling = make_mesh(devices_of(config)), no_scaling(config.feature_width)
     init = lambda: states.init_state(settings, model, tx, scaling)  # noqa: E731
     count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(init).params))
     if count > LIMITS[config.size]:
@@ -322,7 +333,7 @@ def scaling_table(config: BenchTrainConfig) -> dict[str, Any]:
                 "times_1_device": first["seconds"] / side["seconds_median"],
                 "loss_gap": float(np.abs(losses / first["losses"] - 1).max()),
             })  # fmt: skip
-    note = "host devices share the cores: what collectives cost, and no speed-up"
+    note = "host devices share the cores, which one device does not fill"
     return {"note": note, "size": base.size, "global_batch": base.batch_size, "rows": rows}
 
 

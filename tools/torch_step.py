@@ -55,7 +55,11 @@ def torch_side(
     schedule = states.make_schedule(optim)  # asked now: the clock must not see JAX in torch's step
     learning_rates = [np.asarray(schedule(i)).item() for i in range(steps)]
     placed = [
-        {name: from_numpy(np.array(array)).to(device) for name, array in vars(batch).items()}
+        {
+            name: from_numpy(np.array(array)).to(device)
+            for name, array in vars(batch).items()
+            if array is not None
+        }
         for batch in batches
     ]
 

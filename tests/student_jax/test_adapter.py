@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 from dataclasses import replace
 
 import chex
@@ -169,6 +168,7 @@ def test_task_that_is_fitted_stops_early(solver):
 
 def test_each_round_goes_through_all_rates_and_only_what_is_fitted_votes(tasks):
     course = Course(make_lesson(tasks[0]), rounds=2)
+    assert course.rate(0, 0.0) == 1 / WARM_UP
     assert course.rate(WARM_UP, 0.0) == 1
     assert course.rate(WARM_UP, 0.5) == pytest.approx(0.5)
     for _ in range(FITTED):
@@ -180,12 +180,12 @@ def test_each_round_goes_through_all_rates_and_only_what_is_fitted_votes(tasks):
         for color in (0, 1)
     )
     as_it_is = Transform()
-    course.close([[(as_it_is, black)] * 2], step=100, progress=0.5)
+    course.close([[(as_it_is, black)] * 2])
     assert (course.fit, course.is_over, course.is_fitted, course.recent) == (1, False, False, 0)
     assert course.rate(100, 0.5) == 1 / WARM_UP
     assert course.rate(100 + WARM_UP, 0.75) == pytest.approx(0.5)
     course.see(0.5, exact=False)
-    course.close([[(as_it_is, white)]], step=200, progress=0.9)
+    course.close([[(as_it_is, white)]])
     assert course.is_over
     assert course.rate(200, 0.9) == 0
     course.see(0.1, exact=False)  # a neighbour goes on
@@ -194,13 +194,21 @@ def test_each_round_goes_through_all_rates_and_only_what_is_fitted_votes(tasks):
     assert (course.steps, attempts.confidence) == (FITTED + 1, 0.5)
 
 
-def test_round_that_is_cut_short_does_not_vote(solver):
+def test_round_that_is_cut_short_does_not_vote(solver, monkeypatch):
     grid = np.zeros((1, 1), np.uint8)
     task = Task("one", (Pair(grid, grid), Pair(grid, grid)), (grid,))
-    config = AdaptConfig(**{**FAST, "steps": 400})
-    fitted = dict(Adapter(solver, replace(config, rounds=1)).adapt([task]))["one"].steps
-    adapted = dict(Adapter(solver, replace(config, steps=fitted + 5)).adapt([task]))["one"]
-    assert (adapted.steps, adapted.rounds) == (fitted + 5, 1)
+    adapter = Adapter(solver, AdaptConfig(**{**FAST, "steps": 400}))
+    begin_anew, begun = adapter.learner.begin_anew, []
+
+    def begin_and_stop(*args):
+        begun.append(adapter.config)
+        object.__setattr__(adapter.config, "lr", 0.0)  # from here on nothing is learnt
+        return begin_anew(*args)
+
+    monkeypatch.setattr(adapter.learner, "begin_anew", begin_and_stop)
+    adapted = dict(adapter.adapt([task]))["one"]
+    assert len(begun) == 1
+    assert (adapted.rounds, adapted.fit) == (1, 1)
 
 
 def test_contradictory_and_single_and_large_demonstrations_get_an_answer(solver):
@@ -232,13 +240,20 @@ def test_largest_task_gets_an_answer(solver):
     assert 1 <= max(adapted.attempts[0].first.shape) <= 30
 
 
-def test_signal_ends_the_learning_and_what_is_learnt_answers(solver, tasks):
-    """As Ctrl-C does, after the first group of tasks is on its way."""
-    found = Adapter(solver, AdaptConfig(**{**FAST, "steps": 10_000})).adapt(tasks[:1])
-    timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    ((_, adapted),) = list(found)
-    assert 0 < adapted.steps < 10_000
+def test_signal_ends_the_learning_and_what_is_learnt_answers(solver, tasks, monkeypatch):
+    """As Ctrl-C does, while the first group of tasks is on its way."""
+    adapter = Adapter(solver, AdaptConfig(**{**FAST, "steps": 10_000}))
+    update, made = adapter.learner.update, []
+
+    def interrupted(*args):
+        made.append(1)
+        if len(made) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(*args)
+
+    monkeypatch.setattr(adapter.learner, "update", interrupted)
+    ((_, adapted),) = list(adapter.adapt(tasks[:1]))
+    assert 3 <= adapted.steps < 10_000
     assert len(adapted.attempts) == 1
 
 

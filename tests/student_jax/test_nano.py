@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from bridge import torch_export
 from bridge.arc import open_questions
 from bridge.predictions import read_predictions
 from student_jax.solve import NANO
@@ -32,6 +33,12 @@ def test_no_task_that_it_calls_held_out_was_trained_on(solver):
     assert solver.trained_on <= set(trained)
     assert len(held_out) >= 40
     assert solver.num_parameters <= 2_000_000
+
+
+def test_pytorch_answers_alike(solver):
+    assert (
+        torch_export.check(torch_export.load(NANO), torch_export.read_proofs(NANO), "nano") < 1e-3
+    )
 
 
 def test_it_answers_whatever_is_asked(solver):

@@ -57,9 +57,10 @@ def test_dry_run_shows_what_a_run_takes_and_writes_nothing(task_folder, tmp_path
     assert "an epoch: 3 steps" in done.stdout
 
 
-def test_dry_run_leaves_no_folder(train_config):
-    config = train_config(store=None, dry_run=True)
+def test_dry_run_leaves_no_folder(train_config, capsys):
+    config = train_config(store=None, dry_run=True, **{"model.table": 6})
     train(config)
+    assert "row i32[4, 2]" in capsys.readouterr().out
     assert not config.out.exists()
 
 

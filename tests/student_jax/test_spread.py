@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from bridge.stop import Stop
-from student_jax.spread import spread, use_every_core
+from student_jax.cores import count_cores, use_every_core
+from student_jax.spread import spread
 from tests.conftest import ROOT
 
 
@@ -47,27 +48,50 @@ def test_fault_is_raised_and_ends_the_work():
 
 
 def test_caller_that_wants_no_more_stops_the_work():
+    begun = []
+
+    def do(piece, device):
+        begun.append(piece)
+        time.sleep(0.01)
+        yield piece
+
     with Stop() as stop:
-        results = spread({0: range(1000)}, lambda piece, device: [piece], stop)
+        results = spread({0: range(1000)}, do, stop)
         assert next(results) in range(1000)
+        assert not stop.requested
         results.close()
         assert stop.requested
+    assert len(begun) < 1000
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1)],
+)
+def test_containers_share_of_the_cores_counts(monkeypatch, tmp_path, quota, cores):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr("student_jax.cores.CONTAINER", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    assert count_cores() == cores
 
 
 def count_devices(share, **more):
     """How many devices a fresh process has."""
-    code = f"from student_jax.spread import *; use_every_core({share}); print(len(jax.devices()))"
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    code = f"from student_jax.cores import *; use_every_core({share}); "
+    code += "print(len(jax.devices()), os.environ.get('NPROC'))"
+    own = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "NPROC")
+    env = {k: v for k, v in os.environ.items() if k not in own}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**env, **more}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    count, threads = done.stdout.split()
+    assert (threads == "None") == (count == "1")  # several need threads to spare
+    return int(count)
 
 
 def test_every_core_is_a_device_unless_told_otherwise():
-    cores = len(os.sched_getaffinity(0))
-    assert count_devices(0) == cores
+    assert count_devices(0) == count_cores() <= len(os.sched_getaffinity(0))
     assert count_devices(1) == 1
     assert count_devices(0, JAX_NUM_CPU_DEVICES="3") == 3
     use_every_core()  # the tests' own XLA_FLAGS say how many

@@ -5,13 +5,18 @@ from dataclasses import replace
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bridge import config as configs
 from bridge.errors import InputError
+from bridge.tree import flatten, unflatten
+from student_jax import resume
 from student_jax import train as train_module
 from student_jax.checkpoints import Checkpoints
 from student_jax.solver import load_solver
+from student_jax.state import TrainState
 from student_jax.train import train
 
 
@@ -20,13 +25,13 @@ def test_warm_start_takes_weights_and_nothing_else(train_config, tmp_path, monke
     train(first)
     source = load_solver(first.out)
     states = []
-    original = train_module.resume.warm_start
+    original = resume.warm_start
 
     def kept(*args):
         states.append(original(*args)[1])
         return args[0], states[-1]
 
-    monkeypatch.setattr(train_module.resume, "warm_start", kept)
+    monkeypatch.setattr(resume, "warm_start", kept)
     second = replace(first, out=tmp_path / "second", init=first.out)
     monkeypatch.setattr(train_module, "make_train_step", spying(kept_state := []))
     train(second)
@@ -133,6 +138,41 @@ def test_checkpoint_knows_its_code_and_other_code_is_told(train_config, monkeypa
     assert about["code"]["libraries"]["jax"] == jax.__version__
     train(config)
     assert "other code" not in capsys.readouterr().err
-    monkeypatch.setattr(train_module.resume, "code_digest", lambda modules: "0123456789abcdef")
+    monkeypatch.setattr(resume, "code_digest", lambda modules: "0123456789abcdef")
     train(config)
     assert f"made by other code or libraries ({about['code']['version']}" in capsys.readouterr().err
+
+
+def test_checkpoint_from_before_a_setting_was_there_goes_on(train_config):
+    config = train_config(**{"optim.total_steps": 2})
+    there = configs.to_dict(config)
+    del there["model"]["table"]
+    resume.check_same_config(there, config)
+    there["model"]["width"] = 32
+    with pytest.raises(InputError, match=r"with model\.width = 32, got 16"):
+        resume.check_same_config(there, config)
+
+
+def test_other_number_of_devices_is_told(train_config, monkeypatch, capsys):
+    config = train_config(**{"optim.total_steps": 2})
+    train(config)
+    train(config)
+    assert "devices, not" not in capsys.readouterr().err
+    monkeypatch.setattr(resume.jax, "device_count", lambda: 3)
+    train(config)
+    assert "was made on 4 devices, not 3" in capsys.readouterr().err
+
+
+def test_rows_of_the_table_stay_with_their_tasks(train_config):
+    first = train_config(**{"optim.total_steps": 2, "model.table": 6})
+    train(first)
+    warm = load_solver(first.out)
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.normal(size=x.shape) for name, x in flatten(warm.params).items()}
+    params = unflatten({name: jnp.asarray(x) for name, x in drawn.items()})
+    state = TrainState(jnp.zeros(()), params, {}, None, warm.scaling)
+    for tasks, taken in ((sorted(warm.trained_on), True), (["another"], False)):
+        _, after = resume.warm_start({"trained_on": tasks}, state, warm)
+        same = np.array_equal(after.params["table"], warm.params["table"])
+        assert same is taken
+        np.testing.assert_array_equal(after.params["no_row"], warm.params["no_row"])

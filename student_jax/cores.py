@@ -1,0 +1,40 @@
+"""How many CPU devices there are: one for every core."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+CONTAINER = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or "200000 100000" for two cores
+
+
+def use_every_core(share: int = 0) -> None:
+    """Makes a CPU device of every core, unless the environment tells how many; before JAX is used.
+
+    One device would leave most of them idle: small arrays are not worth cutting up to XLA.
+
+    Args:
+        share: what the devices have to share out evenly, and so many of them; 0 for no matter.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    told = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags
+    count = max(n for n in range(1, count_cores() + 1) if share % n == 0)
+    if not told:
+        jax.config.update("jax_num_cpu_devices", count)
+    if told or count > 1:
+        # Devices that wait for each other hold their threads: XLA's pool must have some to spare.
+        os.environ.setdefault("NPROC", str(max(16, 4 * count)))
+
+
+def count_cores() -> int:
+    """Returns how many cores this process may use: of a container, its share (cgroups v2)."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    if CONTAINER.is_file():
+        quota, _, period = CONTAINER.read_text().partition(" ")
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
