@@ -7,6 +7,7 @@ is up is learnt again, from new weights: what fits in two ways and answers alike
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class Adapter:
         config = self.config
         clock = Clock(config.steps, config.seconds * len(lessons))
         group = Group(self.learner, jax.device_put(self.solver.params, device), lessons)
+        clock.keep(group.rehearse())
         name = lessons[0].task.task_id if len(lessons) == 1 else f"{len(lessons)} tasks"
         with tqdm(total=config.steps, desc=f"adapt {name}", unit="step", leave=False) as bar:
             for step in range(config.steps):
@@ -139,10 +141,17 @@ class Group:
     def close(self, which: npt.NDArray[np.bool_]) -> None:
         """Ends rounds: what is learnt by then answers."""
         for i in np.flatnonzero(which).tolist():
-            own, task = jax.tree.map(lambda x, i=i: x[i], (self._learnt, self._tasks))
-            lesson = self.courses[i].lesson
-            said = np.asarray(self._learner.say(own, self._params, task, queries(lesson)))
-            self.courses[i].close(read(lesson, said))
+            self.courses[i].close(self._answer(i))
+
+    def rehearse(self) -> float:
+        """Answers before anything is learnt, to know the seconds that answering takes.
+
+        Twice, since the first compiles: after the learning no time is left for that.
+        """
+        self._answer(0)
+        started = time.perf_counter()
+        self._answer(0)
+        return (time.perf_counter() - started) * len(self.courses)
 
     def begin_anew(self, which: npt.NDArray[np.bool_]) -> None:
         """Begins the next rounds, where any are left, from new random weights."""
@@ -152,6 +161,13 @@ class Group:
             anew = self._learner.begin_anew(seeds, self._plain)[:2]
             old = self._learnt, self._opt_state
             self._learnt, self._opt_state = self._learner.select(again, anew, old)
+
+    def _answer(self, i: int) -> list[list[tuple[Transform, Attempts]]]:
+        """Answers one task's test inputs in its views."""
+        own, task = jax.tree.map(lambda x: x[i], (self._learnt, self._tasks))
+        lesson = self.courses[i].lesson
+        said = np.asarray(self._learner.say(own, self._params, task, queries(lesson)))
+        return read(lesson, said)
 
 
 def read(lesson: Lesson, said: npt.NDArray[np.floating]) -> list[list[tuple[Transform, Attempts]]]:

@@ -22,10 +22,14 @@ class Clock:
         """Since the start."""
         return time.perf_counter() - self._started
 
+    def keep(self, seconds: float) -> None:
+        """Keeps the end of the budget for what comes after the learning."""
+        self._budget = max(self._budget - seconds, 1e-9)
+
     def progress(self, step: int) -> float:
         """Returns the share that is done after so many steps: of the time, if that ends first.
 
-        It never falls, however the pace changes.
+        It never falls, however the pace changes, and is 1 where the next step would end too late.
         """
         passed = self.seconds()
         if step == 1:
@@ -34,6 +38,8 @@ class Clock:
         done = step / self._steps
         if passed + (self._steps - step) * each > self._budget:
             done = max(done, passed / self._budget)
+        if passed + each > self._budget:
+            done = 1.0
         self._progress = max(self._progress, done)
         return self._progress
 
