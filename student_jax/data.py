@@ -93,6 +93,7 @@ class Examples:
         store: FeatureStore | None,
         side: int | None = None,
         doubles: Mapping[str, Sequence[str]] | None = None,
+        leaked: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Sorts the questions into buckets.
 
@@ -105,12 +106,13 @@ class Examples:
             store: the teacher's features, or None for a grid student without a teacher.
             side: of a grid student's canvases; by default the smallest that each question suggests.
             doubles: task_id -> held-out pairs, for tasks that were left out because they have them.
+            leaked: id of a public evaluation task -> the examples that hold its answers.
 
         Raises:
             InputError: if the store cannot serve this student.
         """
         self.model, self.data, self.store, self._side = model, data, store, side
-        self.doubles = dict(doubles or {})
+        self.doubles, self.leaked = dict(doubles or {}), dict(leaked or {})
         self._planned: tuple[tuple[int, int, int], list[npt.NDArray[np.int64]]] | None = None
         if store is not None and store.provenance.get("view") != "task":
             raise InputError(

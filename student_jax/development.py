@@ -13,10 +13,11 @@ from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.render import OUTSIDE, render
 from bridge.store import FeatureStore
+from student_jax.baselines import BASELINES, baseline
 from student_jax.checkpoints import best_of
 from student_jax.config import TrainConfig
 from student_jax.data import Examples
-from student_jax.metrics import BASELINES, baseline, score
+from student_jax.metrics import score
 from student_jax.solver import answer_all, by_task, make_predict
 from student_jax.state import TrainState
 

@@ -1,6 +1,7 @@
 """Scores frozen predictions. A separate program: it never runs a student.
 
 python -m student_jax.evaluate --predictions runs/quickstart/grid/predictions.json
+python -m student_jax.evaluate --compare runs/a/predictions.json runs/b/predictions.json
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from bridge import config as configs
 from bridge.arc import Task
@@ -19,62 +19,120 @@ from bridge.arc_files import load_tasks
 from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.predictions import Predictions, check_covers, read_predictions
-from student_jax.metrics import BASELINES, Scores, baseline, score
+from student_jax.baselines import BASELINES, baseline
+from student_jax.breakdown import break_down
+from student_jax.metrics import Scores, pass_2, score
+from student_jax.paired import Retention, compare, retention
+from student_jax.tables import (
+    describe_costs,
+    describe_retentions,
+    make_kinds_table,
+    make_table,
+    missing_controls,
+)
+
+# Tasks of arcagi/evaluation whose answers arcagi/training holds (python -m bridge.arc audit).
+KNOWN_LEAKS = frozenset({"070dd51e", "50a16a69"})
+HELD_OUT = "held-out tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What to score."""
 
-    predictions: tuple[Path, ...]
+    predictions: tuple[Path, ...] = ()
     """files written by python -m student_jax.solve, over the same tasks"""
+    compare: tuple[Path, Path] | None = None
+    """two such files instead: what the second solves and the first does not, and whether that is
+    more than chance"""
     source: str = "arcagi/training"
     """where the answers are: as --source of solve"""
     out: Path | None = None
-    """JSON file for the scores; by default scores.json beside the first predictions"""
+    """JSON file for the scores; by default scores.json beside the first predictions, or
+    comparison.json beside the second that are compared"""
 
     def __post_init__(self) -> None:
         """Checks that there is something to score."""
-        if not self.predictions:
-            raise ValueError("predictions: expected at least one file")
+        if bool(self.predictions) == bool(self.compare):
+            raise ValueError("predictions: expected at least one file, or two to --compare")
 
 
 def main(config: EvaluateConfig) -> None:
-    """Score predictions by exact match, beside the black and copy baselines.
+    """Score predictions by exact match, beside baselines that learn nothing; or compare two.
 
     Tasks held out from training and tasks trained on are scored apart. Cell accuracy counts only
     cells inside the expected grid.
     """
     tasks = load_tasks(config.source)
-    files = load_predictions(config.predictions, tasks)
-    results = evaluate(files, tasks)
+    files = load_predictions(config.compare or config.predictions, tasks)
     console = Console()
+    if config.compare:
+        out = config.out or config.compare[1].parent / "comparison.json"
+        found = show_comparison(console, files, tasks)
+    else:
+        out = config.out or config.predictions[0].parent / "scores.json"
+        found = show_scores(console, files, tasks)
+    configs.save(config, out.with_suffix(".config.yaml"))
+    digests = {name: p.digest for name, p in files.items()}
+    found = {"source": config.source, "predictions": digests, **found}
+    write_text(out, json.dumps(found, indent=1))
+    console.print(f"scores: {out}")
+
+
+def show_scores(
+    console: Console, files: dict[str, Predictions], tasks: dict[str, Task]
+) -> dict[str, Any]:
+    """Prints the scores and returns them, with all that they are made of, as plain JSON."""
+    results = evaluate(files, tasks)
     for group, rows in results.items():
         console.print(make_table(group, rows))
-    out = config.out or config.predictions[0].parent / "scores.json"
-    configs.save(config, out.with_suffix(".config.yaml"))
-    write_text(
-        out,
-        json.dumps(
-            {
-                "source": config.source,
-                "predictions": {name: p.digest for name, p in files.items()},
-                "scores": {
-                    group: {name: asdict(s) for name, s in rows.items()}
-                    for group, rows in results.items()
-                },
-                "pass_2": {
-                    task_id: {
-                        name: score(p.attempts, tasks, [task_id]).pass_2
-                        for name, p in files.items()
-                    }
-                    for task_id in next(iter(files.values())).attempts
-                },
-            },
-            indent=1,
-        ),
+    ids = list(next(iter(files.values())).attempts)
+    held_out = groups_of(files).get(HELD_OUT, [])
+    details = (
+        {name: break_down(p.attempts, tasks, held_out) for name, p in files.items()}
+        if held_out
+        else {}
     )
-    console.print(f"scores: {out}")
+    if details:
+        console.print(make_kinds_table(details))
+    retained = retentions(files, tasks, held_out) if held_out else {}
+    lines = (*describe_costs(files), *describe_retentions(retained), *missing_controls(files))
+    for line in lines:
+        console.print(line, highlight=False)
+    return {
+        "scores": {
+            group: {name: asdict(s) for name, s in rows.items()} for group, rows in results.items()
+        },
+        HELD_OUT: details,
+        "retention": {name: asdict(found) for name, found in retained.items()},
+        "pass_2": {
+            task_id: {
+                name: pass_2(p.attempts[task_id], tasks[task_id]) for name, p in files.items()
+            }
+            for task_id in ids
+        },
+    }
+
+
+def show_comparison(
+    console: Console, files: dict[str, Predictions], tasks: dict[str, Task]
+) -> dict[str, Any]:
+    """Prints how the second file differs from the first, and returns it as plain JSON."""
+    (name_a, a), (name_b, b) = files.items()
+    found = {}
+    for group, ids in groups_of(files).items():
+        result = compare(a.attempts, b.attempts, tasks, ids)
+        found[group] = asdict(result)
+        console.print(
+            f"[bold]{group} ({result.num_tasks})[/]: {name_b} against {name_a}\n"
+            f"  pass@2 {100 * result.difference:+.1f} points, 95 % interval "
+            f"{100 * result.low:+.1f} to {100 * result.high:+.1f}; "
+            f"p = {result.p_value:.3f} (McNemar, exact)\n"
+            f"  solved by it alone ({len(result.gained)}): {' '.join(result.gained) or '-'}\n"
+            f"  lost ({len(result.lost)}): {' '.join(result.lost) or '-'}",
+            highlight=False,
+        )
+    return {"a": name_a, "b": name_b, "comparison": found}
 
 
 def load_predictions(paths: tuple[Path, ...], tasks: dict[str, Task]) -> dict[str, Predictions]:
@@ -86,7 +144,7 @@ def load_predictions(paths: tuple[Path, ...], tasks: dict[str, Task]) -> dict[st
     files: dict[str, Predictions] = {}
     for path in paths:
         predictions = read_predictions(path)
-        check_covers(predictions, tasks, str(path))
+        check_covers(predictions.attempts, tasks, str(path))
         first = next(iter(files.values()), predictions)
         differing = sorted(set(first.attempts) ^ set(predictions.attempts))
         if differing:
@@ -100,19 +158,52 @@ def load_predictions(paths: tuple[Path, ...], tasks: dict[str, Task]) -> dict[st
 
 def evaluate(files: dict[str, Predictions], tasks: dict[str, Task]) -> dict[str, dict[str, Scores]]:
     """Returns group -> row -> scores, baselines first."""
-    first = next(iter(files.values()))
-    chosen = {task_id: tasks[task_id] for task_id in first.attempts}
-    trained = trained_tasks(files)
-    groups = {
-        "held-out tasks": [i for i in chosen if i not in trained],
-        "tasks trained on, answers included": [i for i in chosen if i in trained],
-    }
+    chosen = {task_id: tasks[task_id] for task_id in next(iter(files.values())).attempts}
     answers = {name: baseline(name, chosen) for name in BASELINES}
     answers |= {name: p.attempts for name, p in files.items()}
     return {
         group: {name: score(attempts, tasks, ids) for name, attempts in answers.items()}
-        for group, ids in groups.items()
-        if ids
+        for group, ids in groups_of(files).items()
+    }
+
+
+def groups_of(files: dict[str, Predictions]) -> dict[str, list[str]]:
+    """Sorts the tasks into those held out from all students and those any was trained on.
+
+    Where the two tasks are among them whose answers ARC-AGI-1's training set holds, two more groups
+    follow: without them, and with them as others report it.
+    """
+    ids = list(next(iter(files.values())).attempts)
+    trained = trained_tasks(files)
+    held_out = [i for i in ids if i not in trained]
+    groups = {
+        HELD_OUT: held_out,
+        "tasks trained on, answers included": [i for i in ids if i in trained],
+    }
+    if KNOWN_LEAKS & set(ids):
+        if KNOWN_LEAKS & set(held_out):
+            name = "held-out tasks without the two that training tasks give away"
+            groups[name] = [i for i in held_out if i not in KNOWN_LEAKS]
+        elif trained & set(ids) <= KNOWN_LEAKS:
+            groups["all, with the two given away, as others report it"] = ids
+    return {group: found for group, found in groups.items() if found}
+
+
+def retentions(
+    files: dict[str, Predictions], tasks: dict[str, Task], ids: list[str]
+) -> dict[str, Retention]:
+    """Returns what each student that stands alone keeps of the teacher's score.
+
+    The teacher's own score is that of the student that reads its features; without one, or with
+    several, there is nothing to compare with.
+    """
+    readers = [p for p in files.values() if p.about.get("needs_teacher")]
+    if len(readers) != 1:
+        return {}
+    return {
+        name: retention(p.attempts, readers[0].attempts, tasks, ids)
+        for name, p in files.items()
+        if p is not readers[0]
     }
 
 
@@ -141,22 +232,6 @@ def row_name(about: dict[str, Any], path: Path, taken: dict[str, Predictions]) -
     if about.get("views", 1) > 1:
         name += f", {about['views']} views"
     return f"{name}, {path}" if name in taken else name
-
-
-def make_table(group: str, rows: dict[str, Scores]) -> Table:
-    """Returns the scores of one group as a table."""
-    count = next(iter(rows.values())).num_tasks
-    table = Table(title=f"{group} ({count})", title_justify="left", title_style="bold")
-    table.add_column("answers by")
-    headings = ["pass@1", "pass@2", "shape", "cells"]
-    if any(s.oracle > s.pass_2 for s in rows.values()):
-        headings.append("oracle")  # of a vote: what choosing rightly among its grids would give
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name, s in rows.items():
-        values = (s.pass_1, s.pass_2, s.shape, s.cell, s.oracle)[: len(headings)]
-        table.add_row(name, *(f"{100 * value:.1f} %" for value in values))
-    return table
 
 
 if __name__ == "__main__":

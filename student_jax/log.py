@@ -224,10 +224,18 @@ def describe(config: TrainConfig, examples: Examples, state: TrainState) -> str:
         f"\nleft out: task {task_id} has what held-out {', '.join(names)} has, but for symmetries"
         for task_id, names in examples.doubles.items()
     )
+    leaked = ""
+    if names := sorted(examples.leaked):
+        first = examples.leaked[names[0]][0]
+        leaked = (
+            f"\nwarning: the training data holds the answers of {len(names)} tasks of "
+            f"arcagi/evaluation, {names[0]} as {first}: the checkpoint says so, and they never "
+            "count as held out"
+        )
     return (
         f"student: {config.model.kind}, {optax.tree.size(state.params):,} parameters, "
         f"{len(jax.devices())} device(s), {jax.process_count()} process(es)\n"
-        f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}{doubles}"
+        f"data: {len(examples.examples)} examples{left_out}; teacher: {teacher}{doubles}{leaked}"
     )
 
 

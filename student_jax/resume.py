@@ -109,6 +109,7 @@ def notes_on(examples: Examples, store: FeatureStore | None) -> Notes:
         "trained_on": sorted({example.question.task_id for example in examples.examples}),
         "rearc": examples.data.rearc and digest_of(examples.data.rearc),
         "doubles": examples.doubles,
+        "leaked": examples.leaked,
         "devices": jax.device_count(),
         "init": None,
         "code": {
@@ -199,7 +200,7 @@ def warm_start(notes: Notes, state: TrainState, warm: Solver) -> tuple[Notes, Tr
             raise InputError(
                 f"init: {warm.config.out}: {name}: expected {shapes[0]}, got {shapes[1]}"
             )
-    same_tasks = set(notes["trained_on"]) == warm.trained_on
+    same_tasks = {*notes["trained_on"], *notes["leaked"]} == warm.trained_on
     taken = {
         name: jax.device_put(np.asarray(others[name]), value.sharding)
         if others[name].shape == value.shape and (same_tasks or name != "table")

@@ -44,7 +44,7 @@ class Solver:
     config: TrainConfig
     step: int
     teacher: dict[str, Any] | None  # provenance of the features it was trained with
-    trained_on: frozenset[str]  # task ids
+    trained_on: frozenset[str]  # task ids, and evaluation tasks whose answers it was shown
     feature_width: int  # of the teacher; 1 without one
     params: Any  # the moving average where the run kept one
     scaling: Scaling  # of the teacher's features
@@ -94,7 +94,7 @@ def load_solver(out: Path, which: Which = "latest", store: str | None = None) ->
     if is_release(out):
         release = read_release(out, store=store)
         step = release.about["step"]
-        return _make_solver(release.config, step, release.about, release.params, release.scaling)
+        return make_solver(release.config, step, release.about, release.params, release.scaling)
     # Orbax restores in all processes together or not at all.
     alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     sharding = alone if jax.process_count() == 1 else replicated(make_mesh())
@@ -106,10 +106,10 @@ def load_solver(out: Path, which: Which = "latest", store: str | None = None) ->
         else:
             raise InputError(f"checkpoint: {out} holds no complete checkpoint yet")
     config = configs.from_dict(TrainConfig, about["config"])
-    return _make_solver(config, int(state.step), about, state.answering, state.scaling)
+    return make_solver(config, int(state.step), about, state.answering, state.scaling)
 
 
-def _make_solver(
+def make_solver(
     config: TrainConfig, step: int, about: Mapping[str, Any], params: Any, scaling: Scaling
 ) -> Solver:
     """Puts a student together with what a checkpoint or a release tells of it."""
@@ -117,7 +117,8 @@ def _make_solver(
         config=config,
         step=step,
         teacher=about["teacher"],
-        trained_on=frozenset(about["trained_on"]),
+        # What its training pairs gave away of the evaluation set it was trained on, too.
+        trained_on=frozenset({*about["trained_on"], *about.get("leaked", {})}),
         feature_width=about["feature_width"],
         params=params,
         scaling=scaling,

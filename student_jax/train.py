@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from bridge import config as configs
 from bridge.arc import Task, all_questions, known_answers
+from bridge.audit import known_answers_of
 from bridge.duplicates import content_key, keys_of
 from bridge.errors import InputError
 from bridge.rearc import generated_questions, load_generated
@@ -172,24 +173,30 @@ def load_examples(
     """Returns the examples to train on: every pair of the tasks is a question once.
 
     A task that has a pair of a held-out one, turned, mirrored and recolored in any way, is left
-    out, and so is such a generated pair.
+    out, and so is such a generated pair. What they hold of the public evaluation set is noted.
     """
     held = keys_of(held_out.values())
-    shared = {task_id: held.keys() & keys_of([task]).keys() for task_id, task in tasks.items()}
+    keys = {task_id: keys_of([task]) for task_id, task in tasks.items()}
+    shared = {task_id: held.keys() & keys[task_id].keys() for task_id in tasks}
     kept = [task for task_id, task in tasks.items() if not shared[task_id]]
-    doubles = {task_id: sorted(held[min(keys)]) for task_id, keys in shared.items() if keys}
+    doubles = {task_id: sorted(held[min(both)]) for task_id, both in shared.items() if both}
+    seen = {key: names for task in kept for key, names in keys[task.task_id].items()}
     questions = [question for task in kept for question in all_questions(task)]
     answers = {name: grid for task in kept for name, grid in known_answers(task).items()}
     if config.data.rearc is not None:
         task_ids = {task.task_id for task in kept}
         generated = load_generated(config.data.rearc, task_ids, config.data.tasks.max_side)
         for task_id, pairs in generated.items():
-            fresh = [pair for pair in pairs if content_key(pair) not in held]
-            more, known = generated_questions(task_id, fresh)
+            keyed = [(content_key(pair), pair) for pair in pairs]
+            more, known = generated_questions(task_id, [pair for k, pair in keyed if k not in held])
+            seen |= {key: [f"{task_id}, generated"] for key, _ in keyed if key not in held}
             questions += more
             answers |= known
     questions = [question for question in questions if question.example_id in answers]
-    examples = Examples(questions, answers, config.model, config.data, store, doubles=doubles)
+    known_of = known_answers_of(seen)
+    examples = Examples(
+        questions, answers, config.model, config.data, store, doubles=doubles, leaked=known_of
+    )
     if not examples.examples:
         raise InputError("data.tasks: no training example is left; raise max_side or limit")
     rows, tasks_left = config.model.table, {e.question.task_id for e in examples.examples}

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 
 COMMANDS = [
     "teacher_torch.extract",
+    "bridge.arc",
     "bridge.store",
     "bridge.rearc",
     "student_jax.train",

@@ -30,8 +30,9 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.tree import flatten, unflatten
 from student_jax.adapter import Adapter
+from student_jax.baselines import BASELINES, baseline
 from student_jax.config import AdaptConfig, TrainConfig
-from student_jax.metrics import BASELINES, baseline, score
+from student_jax.metrics import score
 from student_jax.solver import by_task, load_solver
 from student_jax.train import train
 

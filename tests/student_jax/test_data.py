@@ -2,6 +2,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,12 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.arc import Pair
+from bridge.arc_files import load_tasks
 from bridge.canvas import BACKGROUND
 from bridge.errors import InputError
+from bridge.scaling import no_scaling
 from bridge.store import FeatureStore
 from bridge.transforms import Transform
 from student_jax.batch import ROOMS
 from student_jax.data import Plan, plan_epoch
+from student_jax.log import describe
+from student_jax.resume import notes_on
+from student_jax.solver import make_solver
 from student_jax.train import load_examples, make_scaling
 from teacher_torch.extract import main as extract
 from tests.conftest import examples_of
@@ -195,6 +201,21 @@ def test_task_that_has_a_held_out_pair_in_another_guise_is_left_out(train_config
     examples = load_examples(config, training, {names[-1]: held_out}, None)
     assert {e.question.task_id for e in examples.examples} == set(names[1:-1])
     assert examples.doubles == {names[0]: [f"{names[-1]}_train_0"]}
+
+
+def test_what_training_gives_away_of_the_evaluation_set_is_noted_and_never_held_out(train_config):
+    config = train_config(store=None)
+    task = load_tasks("arcagi/training")["40853293"]
+    examples = load_examples(config, {task.task_id: task}, {}, None)
+    assert examples.leaked == {"070dd51e": ["40853293_test_0"]}
+    notes = notes_on(examples, None)
+    solver = make_solver(config, 0, notes, {}, no_scaling(1))
+    assert solver.trained_on == {"40853293", "070dd51e"}
+    state = SimpleNamespace(params={})
+    assert "warning: the training data holds the answers of 1 tasks" in describe(
+        config, examples, state
+    )
+    assert load_examples(config, config.data.tasks.load(), {}, None).leaked == {}
 
 
 def test_augmented_examples_are_moved_and_scaled_all_alike(train_config):

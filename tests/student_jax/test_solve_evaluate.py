@@ -8,13 +8,16 @@ from rich.console import Console
 
 from bridge import config as configs
 from bridge.arc import Task, open_questions
+from bridge.arc.__main__ import ArcConfig
+from bridge.arc.__main__ import main as arc_main
 from bridge.arc_files import load_tasks
 from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.predictions import read_predictions, write_predictions
+from student_jax.baselines import BASELINES, baseline
 from student_jax.evaluate import EvaluateConfig
 from student_jax.evaluate import main as evaluate_main
-from student_jax.metrics import baseline, cell_accuracy, score
+from student_jax.metrics import cell_accuracy, score
 from student_jax.report import ReportConfig
 from student_jax.report import main as report_main
 from student_jax.solve import SolveConfig, print_attempts
@@ -118,21 +121,24 @@ def test_solve_evaluate_and_report_end_to_end(run, task_folder, tmp_path, capsys
         assert f"<h3>{name}</h3>" in html
 
 
-def test_scrambled_test_outputs_leave_predictions_bit_identical(run, task_folder, tmp_path):
-    scrambled = tmp_path / "scrambled"
+def test_canary_no_test_output_reaches_the_predictions(run, task_folder, tmp_path):
+    """As they are, scrambled, and taken out by the program for it: the same predictions."""
+    scrambled, blind = tmp_path / "scrambled", tmp_path / "blind"
     scrambled.mkdir()
     for path in task_folder.glob("*.json"):
         value = json.loads(path.read_text())
         for item in value["test"]:
             item["output"] = [[9 - c for c in row] for row in item["output"]]
         (scrambled / path.name).write_text(json.dumps(value))
-    files = []
-    for i, source in enumerate((task_folder, scrambled)):
-        files.append(tmp_path / f"{i}.json")
-        solve_main(SolveConfig(checkpoint=run, source=str(source), out=files[-1]))
-    first, second = (json.loads(f.read_text()) for f in files)
-    assert first["submission"] == second["submission"]
-    assert first["confidence"] == second["confidence"]
+    arc_main(ArcConfig(action="blind", what=str(task_folder), out=blind))
+    found = []
+    for source in (task_folder, scrambled, blind):
+        out = tmp_path / f"{source.name}.json"
+        solve_main(SolveConfig(checkpoint=run, source=str(source), out=out))
+        value = json.loads(out.read_text())
+        assert value["about"].pop("source") == str(source)
+        found.append(json.dumps(value))
+    assert found[0] == found[1] == found[2]
 
 
 def test_solve_prints_attempts_and_what_is_expected(run, task_folder, capsys):
@@ -234,7 +240,7 @@ def test_every_predictions_file_has_a_row_of_its_own(run, task_folder, tmp_path)
     scores = tmp_path / "new" / "scores.json"
     evaluate_main(EvaluateConfig(predictions=files, source=str(task_folder), out=scores))
     rows = json.loads(scores.read_text())["scores"]["held-out tasks"]
-    assert len(rows) == 2 + 3
+    assert len(rows) == len(BASELINES) + 3
 
 
 def test_predictions_that_do_not_say_what_was_trained_on_are_refused(task_folder, tmp_path):

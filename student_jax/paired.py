@@ -1,0 +1,94 @@
+"""Two solvers on the same tasks, task by task. numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bridge.arc import Task
+from bridge.canvas import Attempts
+from student_jax.metrics import is_exact, pass_2
+
+Answers = Mapping[str, tuple[Attempts, ...]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two solvers on the same tasks, B against A."""
+
+    num_tasks: int
+    gained: list[str]  # solved by B alone, all test inputs
+    lost: list[str]  # solved by A alone
+    difference: float  # of pass@2
+    low: float  # its 95 % interval, over tasks drawn anew
+    high: float
+    p_value: float  # that so uneven a split comes by chance
+
+
+def compare(a: Answers, b: Answers, tasks: Mapping[str, Task], ids: Sequence[str]) -> Comparison:
+    """Compares two solvers task by task.
+
+    The p-value is McNemar's exact one, two-sided: of the tasks that only one of them solves, each
+    is equally likely to solve either (McNemar 1947). The interval is a bootstrap of 10,000 draws of
+    tasks (Efron 1979), percentiles.
+    """
+    scores = np.array([[pass_2(x.get(i, ()), tasks[i]) for x in (a, b)] for i in ids])
+    gained = [i for i, (of_a, of_b) in zip(ids, scores, strict=True) if of_b == 1 > of_a]
+    lost = [i for i, (of_a, of_b) in zip(ids, scores, strict=True) if of_a == 1 > of_b]
+    differences = scores[:, 1] - scores[:, 0]
+    drawn = np.random.default_rng(0).integers(len(ids), size=(10_000, len(ids)))
+    low, high = np.percentile(differences[drawn].mean(1), [2.5, 97.5])
+    return Comparison(
+        num_tasks=len(ids),
+        gained=gained,
+        lost=lost,
+        difference=float(differences.mean()),
+        low=float(low),
+        high=float(high),
+        p_value=sign_test(len(gained), len(lost)),
+    )
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much of a teacher's score a student keeps, on the same tasks."""
+
+    share: float | None  # student's pass@2 / teacher's; None where the teacher solves nothing
+    low: float | None  # its 95 % interval, over tasks drawn anew
+    high: float | None
+    agreement: float  # share of test inputs with the same first attempt, right or wrong
+
+
+def retention(
+    student: Answers, teacher: Answers, tasks: Mapping[str, Task], ids: Sequence[str]
+) -> Retention:
+    """Compares a student that stands alone with the readout of the teacher's frozen features.
+
+    The interval is a bootstrap of 10,000 draws of tasks, percentiles; draws in which the teacher
+    solves nothing say nothing and are left out.
+    """
+    scores = np.array([[pass_2(x.get(i, ()), tasks[i]) for x in (student, teacher)] for i in ids])
+    same = [
+        is_exact(mine.first, theirs.first)
+        for i in ids
+        for mine, theirs in zip(student.get(i, ()), teacher.get(i, ()), strict=True)
+    ]
+    agreement = float(np.mean(same))
+    of_student, of_teacher = scores.mean(0)
+    if of_teacher == 0:
+        return Retention(None, None, None, agreement)
+    drawn = np.random.default_rng(0).integers(len(ids), size=(10_000, len(ids)))
+    means = scores[drawn].mean(1)
+    means = means[means[:, 1] > 0]
+    low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
+    return Retention(float(of_student / of_teacher), float(low), float(high), agreement)
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Returns the chance of a split at least as uneven, if both sides were equally likely."""
+    total = gained + lost
+    tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**total)

@@ -1,0 +1,122 @@
+"""What the scorer says beside the scores; no student is run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bridge.arc_files import load_tasks
+from bridge.canvas import Attempts
+from bridge.predictions import write_predictions
+from student_jax.evaluate import EvaluateConfig, main
+
+EVALUATION = "arcagi/evaluation"
+IDS = ("00576224", "009d5c81", "070dd51e", "50a16a69")
+TEACHER = {"teacher": "gr00t-n1.5", "weights": "pretrained"}
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    loaded = load_tasks(EVALUATION)
+    return {i: loaded[i] for i in IDS}
+
+
+def write(path, tasks, solved, **about):
+    """Predictions that solve the tasks named and answer black elsewhere."""
+    attempts = {}
+    for task_id, task in tasks.items():
+        answers = [g if task_id in solved else np.zeros_like(g) for g in task.test_outputs]
+        attempts[task_id] = tuple(Attempts(g, g, 0.5) for g in answers)
+    write_predictions(path, {"student": "grid", "trained_on": [], **about}, attempts)
+    return path
+
+
+def evaluate(*files, tmp_path, capsys):
+    main(EvaluateConfig(predictions=files, source=EVALUATION, out=tmp_path / "s.json"))
+    return json.loads((tmp_path / "s.json").read_text()), " ".join(capsys.readouterr().out.split())
+
+
+def test_the_two_tasks_given_away_are_told_apart(tasks, tmp_path, capsys):
+    file = write(tmp_path / "p.json", tasks, IDS[2:])
+    scores = evaluate(file, tmp_path=tmp_path, capsys=capsys)[0]["scores"]
+    found = {
+        group: (rows["grid student"]["num_tasks"], rows["grid student"]["pass_2"])
+        for group, rows in scores.items()
+    }
+    assert found == {
+        "held-out tasks": (4, 0.5),
+        "held-out tasks without the two that training tasks give away": (2, 0.0),
+    }
+
+
+def test_tasks_that_training_gave_away_do_not_count_as_held_out(tasks, tmp_path, capsys):
+    file = write(tmp_path / "p.json", tasks, IDS[1:], trained_on=list(IDS[2:]))
+    scores = evaluate(file, tmp_path=tmp_path, capsys=capsys)[0]["scores"]
+    found = {
+        group: (rows["grid student"]["num_tasks"], rows["grid student"]["pass_2"])
+        for group, rows in scores.items()
+    }
+    assert found == {
+        "held-out tasks": (2, 0.5),
+        "tasks trained on, answers included": (2, 1.0),
+        "all, with the two given away, as others report it": (4, 0.75),
+    }
+
+
+def test_a_teacher_without_its_controls_is_told(tasks, tmp_path, capsys):
+    taught = write(tmp_path / "a.json", tasks, IDS, teacher=TEACHER)
+    text = evaluate(taught, tmp_path=tmp_path, capsys=capsys)[1]
+    assert "missing: the same student without a teacher, with a random-weights teacher" in text
+    alone = write(tmp_path / "b.json", tasks, IDS, teacher=None)
+    control = write(
+        tmp_path / "c.json", tasks, IDS, teacher={**TEACHER, "weights": "random weights, seed 0"}
+    )
+    text = evaluate(taught, alone, control, tmp_path=tmp_path, capsys=capsys)[1]
+    assert "no benefit" not in text
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (IDS, "50% of the teacher's pass@2 (95 % interval"),
+        (IDS[:2], "100% of the teacher's pass@2 (95 % interval 100% to 100%); goal > 90%: met"),
+        ((), "goal > 90% open: the reader of the teacher solves nothing"),
+    ],
+)
+def test_retention_is_shown_met_or_not(tasks, tmp_path, capsys, read, words):
+    reader = write(tmp_path / "a.json", tasks, read, student="feature", needs_teacher=True)
+    alone = write(tmp_path / "b.json", tasks, IDS[:2])
+    found, text = evaluate(reader, alone, tmp_path=tmp_path, capsys=capsys)
+    assert words in text
+    assert list(found["retention"]) == ["grid student"]
+
+
+def test_comparison_prints_and_writes_what_changed(tasks, tmp_path, capsys):
+    a = write(tmp_path / "a.json", tasks, IDS[:1])
+    b = write(tmp_path / "b.json", tasks, IDS[1:])
+    main(EvaluateConfig(compare=(a, b), source=EVALUATION))
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"solved by it alone (3): {' '.join(IDS[1:])}" in text
+    assert f"lost (1): {IDS[0]}" in text
+    found = json.loads((tmp_path / "comparison.json").read_text())["comparison"]["held-out tasks"]
+    assert found["p_value"] == pytest.approx(0.625)
+
+
+def test_breakdown_is_written(tasks, tmp_path, capsys):
+    adapted = {
+        i: {"fit": 1.0, "steps": 9, "seconds": s, "rounds": 1}
+        for i, s in zip(IDS, (1, 2, 3, 6), strict=True)
+    }
+    file = write(tmp_path / "p.json", tasks, IDS[:1], adapted=adapted)
+    found, text = evaluate(file, tmp_path=tmp_path, capsys=capsys)
+    details = found["held-out tasks"]["grid student"]
+    assert sum(kind["num_tasks"] for kind in details["kinds"].values()) == 2 * len(IDS)
+    assert len(details["colors"]) == 10
+    assert details["risk_coverage"] == [[1.0, 0.75]]  # all equally sure
+    assert "learnt 3.0 s a task, at most 6.0 s" in text
+
+
+def test_predictions_or_a_comparison_but_not_both():
+    with pytest.raises(ValueError, match="at least one file, or two to --compare"):
+        replace(EvaluateConfig(predictions=("a",)), compare=("a", "b"))
