@@ -102,6 +102,14 @@ def apply(scaling: Scaling, features: npt.NDArray) -> npt.NDArray[np.float32]:
     return values
 
 
+def unscale(scaling: Scaling, values: npt.NDArray) -> npt.NDArray[np.float64]:
+    """Undoes `apply`, f64[*B, F], but for what `per_token` took from each token: that is gone."""
+    values = values.astype(np.float64) * scaling.std.astype(np.float64)
+    if scaling.rotation is not None:
+        values = values @ scaling.rotation.T.astype(np.float64)
+    return values + scaling.mean.astype(np.float64)
+
+
 def hadamard(order: int) -> npt.NDArray[np.float64]:
     """Returns a matrix of +-1 with orthogonal rows, f64[order, order].
 

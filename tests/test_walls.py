@@ -21,6 +21,7 @@ COMMANDS = [
     "student_jax.solve",
     "student_jax.adapt",
     "student_jax.evaluate",
+    "student_jax.similarity",
     "student_jax.report",
     "student_jax.checkpoints",
     "student_jax.export",

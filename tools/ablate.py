@@ -32,6 +32,7 @@ from bridge.tree import flatten, unflatten
 from student_jax.adapter import Adapter
 from student_jax.baselines import BASELINES, baseline
 from student_jax.config import AdaptConfig, TrainConfig
+from student_jax.cores import use_every_core
 from student_jax.metrics import score
 from student_jax.solver import by_task, load_solver
 from student_jax.train import train
@@ -80,13 +81,22 @@ class AblateConfig:
 
 def main(config: AblateConfig) -> None:
     """Train and score every variant with every seed."""
+    use_every_core()
     under = conditions("jax", "flax", "optax")
     rows = []
-    for name in config.variants:
-        for seed in config.seeds:
-            rows += measure(config, name, seed)
+    for seed in config.seeds:
+        for name in config.variants:
+            rows += remember(config, name, seed)
             show(config, rows)
-    result = {
+            if config.out:
+                write_text(config.out, json.dumps(result_of(config, under, rows), indent=1) + "\n")
+
+
+def result_of(
+    config: AblateConfig, under: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns all that is measured so far, with what it is measured on."""
+    return {
         **under,
         "config": configs.to_dict(config),
         "tasks": sorted(held_out(config)),
@@ -98,8 +108,17 @@ def main(config: AblateConfig) -> None:
         },
         "rows": rows,
     }
-    if config.out:
-        write_text(config.out, json.dumps(result, indent=1) + "\n")
+
+
+def remember(config: AblateConfig, name: str, seed: int) -> list[dict[str, Any]]:
+    """Returns a variant's rows, which are kept in its run's folder, measuring them if need be."""
+    budget = [config.train_steps, config.adapt_steps, config.max_side, config.views]
+    kept = settings_of(config, name, seed).out / "rows.json"
+    if kept.is_file() and (found := json.loads(kept.read_text()))["budget"] == budget:
+        return found["rows"]
+    rows = measure(config, name, seed)
+    write_text(kept, json.dumps({"budget": budget, "rows": rows}) + "\n")
+    return rows
 
 
 def settings_of(config: AblateConfig, name: str, seed: int) -> TrainConfig:

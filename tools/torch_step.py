@@ -121,7 +121,7 @@ def make_forward(mirror: torch.nn.Module, scale: Scale) -> Callable[[Tensors], T
     seen: Tensors = {}
     for part in {"scaling", "encoder", "core"} & {name for name, _ in mirror.named_children()}:
         mirror.get_submodule(part).register_forward_hook(
-            lambda _module, _given, said, part=part: seen.update({part: said})
+            lambda _module, given, said, part=part: seen.update({part: paint(mirror, given, said)})
         )
 
     def forward(batch: Tensors) -> Triple:
@@ -139,6 +139,19 @@ def make_forward(mirror: torch.nn.Module, scale: Scale) -> Callable[[Tensors], T
         return logits, torch.cat([frames, mirror.query_projector(query)], 1), target
 
     return forward
+
+
+def paint(mirror: torch.nn.Module, given: tuple[torch.Tensor, ...], said: Any) -> torch.Tensor:
+    """Gathers a grid student's states of the colors that are shown, [B, T, M]; else as it is.
+
+    Args:
+        mirror: whose part it is.
+        given: what the part was called with; a grid student's second is the colors, bool[B, C].
+        said: what it returned, of a grid student [B, T, C, D].
+    """
+    if not isinstance(mirror, GridMirror):
+        return said
+    return torch.einsum("btcd,cdm->btm", said * given[1][:, None, :, None], mirror.paint)
 
 
 def to_patches(x: torch.Tensor, side: int) -> torch.Tensor:

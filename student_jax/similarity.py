@@ -1,0 +1,187 @@
+"""How much of what a student sees is like what its teacher sees, frame by frame.
+
+python -m student_jax.similarity --checkpoint runs/quickstart/grid
+
+Three measures, over all patches of held-out questions that show cells:
+
+- cosine, scaled: of what the student's projectors say and the teacher's features as the loss sees
+  them, mean and scale removed;
+- cosine, raw: the same with mean and scale put back; a few loud channels make it high for anyone;
+- CKA: linear centred kernel alignment of the student's own states, before its projectors, with the
+  teacher's features (Kornblith et al., arXiv 1905.00414, eq. 3): 1 for equal but for turning and
+  scaling, whatever the projectors do.
+
+The control is the same student with the weights it began with, untrained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from bridge import config as configs
+from bridge.arc import all_questions, known_answers
+from bridge.errors import InputError
+from bridge.files import write_text
+from bridge.scaling import unscale
+from bridge.store import FeatureStore
+from student_jax.alignment import Similarity, Sums
+from student_jax.batch import Batch, scale_teacher, smallest_batch
+from student_jax.data import Bucket, Examples
+from student_jax.grid_student import GridStudent, to_patches
+from student_jax.solver import BATCH, Solver, load_solver, open_store
+
+FRAMES = ("input", "output", "query")
+STATES = {"input": "encoder", "output": "encoder", "query": "core"}  # which layers a frame's are of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityConfig:
+    """Which student to hold against which features."""
+
+    checkpoint: Path
+    """a training run's folder, of a grid student that had a teacher"""
+    which: Literal["latest", "best"] = "latest"
+    """a run's latest checkpoint, or the one that answered the most held-out questions"""
+    store: str | None = None
+    """the teacher's features; by default those it was trained with"""
+    split: Literal["dev", "train"] = "dev"
+    """tasks held out, or trained on"""
+    out: Path | None = None
+    """JSON file; by default similarity.json in the run's folder"""
+
+
+def main(config: SimilarityConfig) -> None:
+    """Compare a student's states with its teacher's features, beside an untrained control."""
+    solver = load_solver(config.checkpoint, config.which)
+    if solver.config.model.kind != "grid" or solver.teacher is None:
+        raise InputError("similarity: expected a grid student that was trained with a teacher")
+    examples = load_examples(solver, open_store(solver, config.store), config.split)
+    model = GridStudent(solver.config.model, solver.feature_width)
+    empty = smallest_batch(solver.config.model, solver.feature_width)
+    untrained = model.init(jax.random.key(solver.config.seed), empty)["params"]
+    found = {
+        "trained": measure(solver, solver.params, examples),
+        "untrained": measure(solver, untrained, examples),
+    }
+    Console().print(make_table(found))
+    out = config.out or config.checkpoint / "similarity.json"
+    about = {
+        "checkpoint": str(config.checkpoint),
+        "step": solver.step,
+        "teacher": solver.teacher,
+        "questions": len(examples.examples),
+        "split": config.split,
+    }
+    rows = {name: {f: asdict(s) for f, s in each.items()} for name, each in found.items()}
+    write_text(out, json.dumps({"about": about, "similarity": rows}, indent=1) + "\n")
+    configs.save(config, out.with_suffix(".config.yaml"))
+    print(f"similarity: {out}")
+
+
+def load_examples(solver: Solver, store: FeatureStore, split: str) -> Examples:
+    """Returns every question of the tasks that the store holds.
+
+    Raises:
+        InputError: if it holds none.
+    """
+    tasks = solver.config.data.tasks
+    trained, held_out = tasks.split(tasks.load())
+    chosen = (held_out if split == "dev" else trained).values()
+    questions = [q for task in chosen for q in all_questions(task) if q.example_id in store.records]
+    if not questions:
+        raise InputError(f"store {store.path}: expected questions of {split} tasks, got none")
+    # Features are of questions with a known answer alone; the answers themselves are not looked at.
+    answers = {name: grid for task in chosen for name, grid in known_answers(task).items()}
+    return Examples(questions, answers, solver.config.model, solver.config.data, store)
+
+
+def measure(solver: Solver, params: Any, examples: Examples) -> dict[str, Similarity]:
+    """Returns how similar each kind of frame is, for these weights."""
+    see = make_see(solver)
+    sums = {frame: Sums() for frame in FRAMES}
+    for batch, count in batches(examples):
+        scaled = scale_teacher(batch, solver.scaling)
+        said, states = see(params, batch)
+        for frame, where in places(batch).items():
+            mask = np.asarray(batch.teacher_mask)[:count, where]
+            raw, target, guess = (
+                np.asarray(x, np.float64)[:count, where][mask]
+                for x in (batch.teacher, scaled.teacher, said)
+            )
+            own = np.asarray(states[frame], np.float64)[:count][mask]
+            sums[frame].add(own, raw, target, guess, unscale(solver.scaling, guess))
+    return {frame: each.result() for frame, each in sums.items() if each.patches}
+
+
+def make_see(solver: Solver) -> Any:
+    """Returns what gives a batch's projected features f32[B, T, F] and its patches' own states."""
+    model = GridStudent(solver.config.model, solver.feature_width)
+
+    def see(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        variables = {"params": params}
+        said: Any = model.apply(variables, batch)
+        task: Any
+        task, pairs = model.apply(
+            variables,
+            batch.demonstrations,
+            batch.demonstration_mask,
+            batch.palette,
+            method="encode_task",
+        )
+        _, query = model.apply(variables, task, batch.query, method="answer")
+        of_pairs = to_patches(jnp.asarray(pairs, jnp.float32))
+        flat = of_pairs.reshape(len(of_pairs), -1, of_pairs.shape[-1])
+        of_query = to_patches(jnp.asarray(query, jnp.float32))
+        return said.features, {"input": flat, "output": flat, "query": of_query}
+
+    return jax.jit(see)
+
+
+def places(batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
+    """Returns where each kind of frame lies among patches: in1 out1 in2 out2 ... query."""
+    pairs, side = batch.demonstrations.shape[1], batch.query.shape[-1]
+    patches = np.arange((2 * pairs + 1) * (side // 2) ** 2).reshape(2 * pairs + 1, -1)
+    return {
+        "input": patches[0:-1:2].ravel(),
+        "output": patches[1:-1:2].ravel(),
+        "query": patches[-1],
+    }
+
+
+def batches(examples: Examples) -> Iterator[tuple[Batch, int]]:
+    """Yields batches of one bucket each, filled up to one size, and how many are meant."""
+    buckets: dict[Bucket, list[int]] = defaultdict(list)
+    for i, example in enumerate(examples.examples):
+        buckets[example.bucket].append(i)
+    for _, members in sorted(buckets.items()):
+        for start in range(0, len(members), BATCH):
+            chosen = members[start : start + BATCH]
+            yield examples.batch(chosen + chosen[-1:] * (BATCH - len(chosen))), len(chosen)
+
+
+def make_table(found: dict[str, dict[str, Similarity]]) -> Table:
+    """Returns the measures as a table."""
+    table = Table(title="student and teacher", title_justify="left", title_style="bold")
+    for heading in ("weights", "frame", "student's", "patches", "cosine, scaled", "raw", "CKA"):
+        table.add_column(heading, justify="left" if heading in ("weights", "frame") else "right")
+    for name, frames in found.items():
+        for frame, s in frames.items():
+            values = (f"{x:.3f}" for x in (s.cosine_scaled, s.cosine_raw, s.cka))
+            table.add_row(name, frame, STATES[frame], f"{s.patches:,}", *values)
+    return table
+
+
+if __name__ == "__main__":
+    configs.command(main, SimilarityConfig)
