@@ -17,6 +17,7 @@ from bridge.predictions import Predictions, write_predictions
 from student_jax.outcome import OUTCOMES, RESULTS, is_solved, outcome_of, task_outcome
 from student_jax.report import ReportConfig
 from student_jax.report import main as report_main
+from student_jax.report_curves import Axis
 from student_jax.report_page import make_page
 from student_jax.report_pictures import MARK_PX, OUT, diff, make_sheet, write_png, write_svg
 
@@ -120,6 +121,15 @@ def page_file(all_tasks, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def small_file(all_tasks, tmp_path_factory):
+    """A page of 50 tasks of all sizes, five of them trained on."""
+    ids = list(all_tasks)[::8]
+    path = tmp_path_factory.mktemp("page") / "small.html"
+    path.write_text(make_page(make_files(all_tasks, ids, ids[:5]), all_tasks))
+    return path
+
+
 def test_page_of_400_tasks_is_made_fast_and_small(all_tasks):
     started = time.perf_counter()
     html = make_page(make_files(all_tasks, list(all_tasks)), all_tasks)
@@ -146,7 +156,7 @@ def test_without_a_script_every_task_is_there_and_no_dead_control(page_file):
 def test_pictures_say_their_size_and_whether_they_are_right(page_file):
     html = page_file.read_text()
     assert 'alt="attempt 1, 9 by 9 cells, ✓ right"' in html
-    assert re.search(r'alt="attempt 2, 9 by 9 cells, ✗ \d+ % of cells"', html)
+    assert re.search(r'alt="attempt 2, 9 by 9 cells, ✗ \d+ of 81 wrong"', html)
     assert not re.search(r"<img (?!alt=)", html)
 
 
@@ -167,10 +177,18 @@ def test_losses_are_drawn_where_the_run_is_there(task, tmp_path):
     next(iter(files.values())).about["checkpoint"] = str(tmp_path)
     assert "The loss at each" not in make_page(files, tasks)
     rows = [{"step": 10, "loss": 2.5}, {"step": 20, "loss": 1.5}, {"step": 20, "dev": 1}]
+    rows.append({"step": 30, "loss": float("nan")})
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     assert "The loss at each" in make_page(files, tasks)
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "lo')
     assert "The loss at each" not in make_page(files, tasks)
+
+
+@pytest.mark.parametrize(
+    ("value", "end"), [(43, 48), (71, 80), (2.21, 2.4), (1000, 1000), (0.07, 0.08), (0, 1)]
+)
+def test_axis_ends_at_a_short_number_that_covers_the_value(value, end):
+    assert Axis.covering("x", value).high == pytest.approx(end)
 
 
 def test_sheets_show_query_truth_and_attempts(all_tasks, tmp_path):
@@ -228,7 +246,7 @@ def open_page(browser, page_file):
     """Opens the page in a fresh context; in the end nothing was complained of or fetched."""
     faults, contexts = [], []
 
-    def opened(address="", **settings):
+    def opened(address="", file=page_file, **settings):
         context = browser.new_context(**settings)
         contexts.append(context)
         page = context.new_page()
@@ -239,7 +257,7 @@ def open_page(browser, page_file):
             "request",
             lambda r: r.url.startswith(("file:", "data:")) or faults.append(r.url),
         )
-        page.goto(f"{page_file.as_uri()}{address}")
+        page.goto(f"{file.as_uri()}{address}")
         return page
 
     yield opened
@@ -257,10 +275,12 @@ def choice(page, name):
 
 
 def test_browser_opens_400_tasks_fast(open_page):
-    page = open_page()
     ready = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
-    assert page.evaluate(ready) < 2000  # milliseconds
-    assert shown(page) == 400
+    pages = [open_page() for _ in range(2)]  # the machine may be busy with another test
+    assert min(page.evaluate(ready) for page in pages) < 2000  # milliseconds; 200 on an idle core
+    assert shown(pages[0]) == 400
+    pages[0].keyboard.press("j")  # pictures come into being only near the window
+    assert 0 < pages[0].locator("img").count() < 400
 
 
 def test_browser_filters_change_what_is_shown_and_the_counts(open_page):
@@ -282,13 +302,13 @@ def test_browser_filters_change_what_is_shown_and_the_counts(open_page):
     page.wait_for_function("document.querySelector('output').textContent == '400 of 400 tasks'")
 
 
-def test_browser_address_keeps_the_filters(open_page):
-    page = open_page()
+def test_browser_address_keeps_the_filters(open_page, small_file):
+    page = open_page(file=small_file)
     choice(page, "student").select_option("0")
     choice(page, "result").select_option("near")
     near = shown(page)
     page.wait_for_function("location.hash.includes('result=near')")
-    again = open_page(page.evaluate("location.hash"))
+    again = open_page(page.evaluate("location.hash"), small_file)
     assert shown(again) == near
     assert choice(again, "student").input_value() == "0"
     # A number of the table leads to the tasks it counts.
@@ -326,22 +346,28 @@ def test_browser_is_usable_by_keyboard_alone(open_page):
     assert page.evaluate(focused) == ids[0]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_browser_phone_has_nothing_wider_than_itself(open_page, scheme):
-    page = open_page(viewport=PHONE, is_mobile=True, has_touch=True, color_scheme=scheme)
+def test_browser_phone_has_nothing_wider_than_itself(open_page, small_file):
+    page = open_page(file=small_file, viewport=PHONE, is_mobile=True, has_touch=True)
     # All tasks laid out, not only those in sight.
     page.add_style_tag(content=".gallery > li { content-visibility: visible !important }")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("img").count() > 400
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_browser_follows_the_color_scheme(open_page, small_file, scheme):
+    page = open_page(file=small_file, color_scheme=scheme)
     color, ground = page.evaluate(
         "[getComputedStyle(document.body).color,"
         " getComputedStyle(document.getElementById('filters')).backgroundColor]"
     )
-    assert (color < ground) == (scheme == "light")  # rgb(0, 0, 0) < rgb(255, 255, 255)
+    light = [int(re.search(r"\d+", text)[0]) for text in (color, ground)]
+    assert (light[0] < light[1]) == (scheme == "light")
 
 
-def test_browser_without_javascript_shows_everything(open_page):
-    page = open_page(java_script_enabled=False)
-    assert shown(page) == 400
+def test_browser_without_javascript_shows_everything(open_page, small_file):
+    page = open_page(file=small_file, java_script_enabled=False)
+    assert shown(page) == 50
+    assert page.locator("img:visible").count() > 400
     assert not page.locator("#filters").is_visible()
