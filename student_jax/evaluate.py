@@ -26,6 +26,7 @@ from student_jax.paired import Retention, compare, retention
 from student_jax.tables import (
     describe_costs,
     describe_retentions,
+    describe_runs,
     make_kinds_table,
     make_table,
     missing_controls,
@@ -96,7 +97,9 @@ def show_scores(
     if details:
         console.print(make_kinds_table(details))
     retained = retentions(files, tasks, held_out) if held_out else {}
-    lines = (*describe_costs(files), *describe_retentions(retained), *missing_controls(files))
+    runs = describe_runs(files, results[HELD_OUT]) if held_out else []
+    lines = (*runs, *describe_costs(files), *describe_retentions(retained))
+    lines = (*lines, *missing_controls(files))
     for line in lines:
         console.print(line, highlight=False)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,24 @@ def make_kinds_table(details: dict[str, dict[str, Any]]) -> Table:
         shares = [f"{100 * scores['pass_2']:.1f} %" for scores in found["kinds"].values()]
         table.add_row(name, *shares, f"{100 * found['area_under_risk']:.1f} %")
     return table
+
+
+def describe_runs(files: Mapping[str, Predictions], rows: Mapping[str, Scores]) -> list[str]:
+    """Returns a line for each student that answered in several runs, as with other seeds."""
+    runs: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for name, predictions in files.items():
+        about, teacher = predictions.about, predictions.about.get("teacher") or {}
+        same = [about.get(key) for key in ("student", "tier", "views", "parameters")]
+        runs[(*same, teacher.get("weights"))].append(name)
+    lines = []
+    for names in runs.values():
+        if len(names) > 1:
+            shares = [100 * rows[name].pass_2 for name in names]
+            lines.append(
+                f"{names[0]}: pass@2 {np.mean(shares):.1f} % in the mean of {len(names)} runs, "
+                f"{min(shares):.1f} to {max(shares):.1f} %"
+            )
+    return lines
 
 
 def describe_costs(files: dict[str, Predictions]) -> list[str]:

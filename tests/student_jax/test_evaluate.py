@@ -103,6 +103,12 @@ def test_comparison_prints_and_writes_what_changed(tasks, tmp_path, capsys):
     assert found["p_value"] == pytest.approx(0.625)
 
 
+def test_runs_of_one_student_are_told_together(tasks, tmp_path, capsys):
+    files = [write(tmp_path / f"{n}.json", tasks, IDS[:n], teacher=None) for n in (1, 3)]
+    text = evaluate(*files, tmp_path=tmp_path, capsys=capsys)[1]
+    assert "grid student: pass@2 50.0 % in the mean of 2 runs, 25.0 to 75.0 %" in text
+
+
 def test_breakdown_is_written(tasks, tmp_path, capsys):
     adapted = {
         i: {"fit": 1.0, "steps": 9, "seconds": s, "rounds": 1}
