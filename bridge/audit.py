@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge.arc import Task
+from bridge.arc import Pair, Task
 from bridge.arc_files import load_tasks
-from bridge.duplicates import keys_of
+from bridge.duplicates import content_key, keys_of
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,20 @@ def find_leaks(
 
 
 @functools.cache
-def evaluation_keys() -> dict[str, list[str]]:
-    """The content keys of ARC-AGI-1's public evaluation set, which no training should hold."""
-    return keys_of(load_tasks("arcagi/evaluation").values())
+def evaluation_answers() -> dict[str, list[str]]:
+    """The content keys of ARC-AGI-1's public test pairs, which no training should hold."""
+    keys: dict[str, list[str]] = {}
+    for task in load_tasks("arcagi/evaluation").values():
+        for i, pair in enumerate(zip(task.test_inputs, task.test_outputs or (), strict=True)):
+            keys.setdefault(content_key(Pair(*pair)), []).append(f"{task.task_id}_test_{i}")
+    return keys
 
 
 def known_answers_of(train: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Returns the public evaluation tasks whose answers training pairs hold -> those pairs."""
     return {
         task_id: sorted({name for names in leak.answers.values() for name in names})
-        for task_id, leak in find_leaks(train, evaluation_keys()).items()
-        if leak.answers
+        for task_id, leak in find_leaks(train, evaluation_answers()).items()
     }
 
 

@@ -104,10 +104,11 @@ def apply(scaling: Scaling, features: npt.NDArray) -> npt.NDArray[np.float32]:
 
 def unscale(scaling: Scaling, values: npt.NDArray) -> npt.NDArray[np.float64]:
     """Undoes `apply`, f64[*B, F], but for what `per_token` took from each token: that is gone."""
-    values = values.astype(np.float64) * scaling.std.astype(np.float64)
+    mean, std = (np.asarray(x, np.float64) for x in (scaling.mean, scaling.std))
+    values = values.astype(np.float64) * std
     if scaling.rotation is not None:
-        values = values @ scaling.rotation.T.astype(np.float64)
-    return values + scaling.mean.astype(np.float64)
+        values = values @ np.asarray(scaling.rotation, np.float64).T
+    return values + mean
 
 
 def hadamard(order: int) -> npt.NDArray[np.float64]:

@@ -4,7 +4,7 @@ import yaml
 from bridge import config as configs
 from bridge.errors import InputError
 from student_jax.config import TrainConfig
-from student_jax.evaluate import EvaluateConfig
+from student_jax.similarity import SimilarityConfig
 from teacher_torch.extract import ExtractConfig
 from tests.conftest import ROOT
 
@@ -64,8 +64,8 @@ def test_bad_file_is_one_line_with_the_key(write_yaml, text, message):
 
 
 def test_missing_required_key_and_file_are_named(write_yaml, tmp_path):
-    with pytest.raises(InputError, match="missing key 'predictions'"):
-        configs.load(EvaluateConfig, write_yaml("{}"))
+    with pytest.raises(InputError, match="missing key 'checkpoint'"):
+        configs.load(SimilarityConfig, write_yaml("{}"))
     with pytest.raises(InputError, match=r"cannot be read: No such file"):
         configs.load(TrainConfig, tmp_path / "none.yaml")
 

@@ -172,7 +172,7 @@ def test_rows_of_the_table_stay_with_their_tasks(train_config):
     params = unflatten({name: jnp.asarray(x) for name, x in drawn.items()})
     state = TrainState(jnp.zeros(()), params, {}, None, warm.scaling)
     for tasks, taken in ((sorted(warm.trained_on), True), (["another"], False)):
-        _, after = resume.warm_start({"trained_on": tasks}, state, warm)
+        _, after = resume.warm_start({"trained_on": tasks, "leaked": {}}, state, warm)
         same = np.array_equal(after.params["table"], warm.params["table"])
         assert same is taken
         np.testing.assert_array_equal(after.params["no_row"], warm.params["no_row"])
