@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bridge.arc import Pair, Task
+from bridge.arc import Task
 from bridge.arc_files import load_tasks
-from bridge.duplicates import content_key, keys_of
+from bridge.duplicates import keys_of
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,8 @@ def find_leaks(
 @functools.cache
 def evaluation_answers() -> dict[str, list[str]]:
     """The content keys of ARC-AGI-1's public test pairs, which no training should hold."""
-    keys: dict[str, list[str]] = {}
-    for task in load_tasks("arcagi/evaluation").values():
-        for i, pair in enumerate(zip(task.test_inputs, task.test_outputs or (), strict=True)):
-            keys.setdefault(content_key(Pair(*pair)), []).append(f"{task.task_id}_test_{i}")
-    return keys
+    tasks = load_tasks("arcagi/evaluation").values()
+    return keys_of(replace(task, demonstrations=()) for task in tasks)
 
 
 def known_answers_of(train: Mapping[str, list[str]]) -> dict[str, list[str]]:

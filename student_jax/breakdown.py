@@ -5,17 +5,16 @@ The headline stays the exact match of whole grids (`student_jax/metrics.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from bridge.arc import NUM_COLORS, Task
+from bridge.arc import NUM_COLORS, Grid, Task
 from bridge.canvas import Attempts
-from student_jax.metrics import is_exact, score
+from student_jax.metrics import Answers, is_exact, score
 
-Answers = Mapping[str, tuple[Attempts, ...]]
 SIZES = (10, 20, 30)  # longest side of any grid of a task, the answer included
 
 
@@ -50,15 +49,12 @@ def color_scores(
 ) -> list[ColorScore]:
     """Returns a score for each of the ten colors; cells off the expected grid are never right."""
     right, given, wanted = np.zeros((3, NUM_COLORS), np.int64)
-    for task_id in ids:
-        for item, expected in zip(
-            answers.get(task_id, ()), tasks[task_id].test_outputs or (), strict=False
-        ):
-            rows, cols = np.minimum(item.first.shape, expected.shape)
-            common = expected[:rows, :cols]
-            right += np.bincount(common[common == item.first[:rows, :cols]], minlength=NUM_COLORS)
-            given += np.bincount(item.first.ravel(), minlength=NUM_COLORS)
-            wanted += np.bincount(expected.ravel(), minlength=NUM_COLORS)
+    for item, expected in _answered(answers, tasks, ids):
+        rows, cols = np.minimum(item.first.shape, expected.shape)
+        common = expected[:rows, :cols]
+        right += np.bincount(common[common == item.first[:rows, :cols]], minlength=NUM_COLORS)
+        given += np.bincount(item.first.ravel(), minlength=NUM_COLORS)
+        wanted += np.bincount(expected.ravel(), minlength=NUM_COLORS)
     return [
         ColorScore(
             precision=float(r / g) if g else 0.0,
@@ -80,13 +76,8 @@ def risk_coverage(
     together. A solver whose confidence means something starts low.
     """
     found = sorted(
-        (
-            (-item.confidence, not (is_exact(item.first, grid) or is_exact(item.second, grid)))
-            for task_id in ids
-            for item, grid in zip(
-                answers.get(task_id, ()), tasks[task_id].test_outputs or (), strict=False
-            )
-        ),
+        (-item.confidence, not (is_exact(item.first, grid) or is_exact(item.second, grid)))
+        for item, grid in _answered(answers, tasks, ids)
     )
     curve, wrong = [], 0
     for i, (confidence, is_wrong) in enumerate(found, start=1):
@@ -117,3 +108,11 @@ def break_down(answers: Answers, tasks: Mapping[str, Task], ids: Sequence[str]) 
         "risk_coverage": curve,
         "area_under_risk": area_under(curve),
     }
+
+
+def _answered(
+    answers: Answers, tasks: Mapping[str, Task], ids: Iterable[str]
+) -> Iterator[tuple[Attempts, Grid]]:
+    """Yields what was answered to each test input, with what was expected."""
+    for task_id in ids:
+        yield from zip(answers.get(task_id, ()), tasks[task_id].test_outputs or (), strict=False)

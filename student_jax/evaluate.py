@@ -88,18 +88,12 @@ def show_scores(
     for group, rows in results.items():
         console.print(make_table(group, rows))
     ids = list(next(iter(files.values())).attempts)
-    held_out = groups_of(files).get(HELD_OUT, [])
-    details = (
-        {name: break_down(p.attempts, tasks, held_out) for name, p in files.items()}
-        if held_out
-        else {}
-    )
-    if details:
+    held_out, _ = split_tasks(files)
+    details = {}
+    if held_out:
+        details = {name: break_down(p.attempts, tasks, held_out) for name, p in files.items()}
         console.print(make_kinds_table(details))
-    retained = retentions(files, tasks, held_out) if held_out else {}
-    runs = describe_runs(files, results[HELD_OUT]) if held_out else []
-    lines = (*runs, *describe_costs(files), *describe_retentions(retained))
-    lines = (*lines, *missing_controls(files))
+    retained, lines = remarks(files, tasks, results)
     for line in lines:
         console.print(line, highlight=False)
     return {
@@ -177,19 +171,33 @@ def groups_of(files: dict[str, Predictions]) -> dict[str, list[str]]:
     follow: without them, and with them as others report it.
     """
     ids = list(next(iter(files.values())).attempts)
-    trained = trained_tasks(files)
-    held_out = [i for i in ids if i not in trained]
-    groups = {
-        HELD_OUT: held_out,
-        "tasks trained on, answers included": [i for i in ids if i in trained],
-    }
+    held_out, trained_on = split_tasks(files)
+    groups = {HELD_OUT: held_out, "tasks trained on, answers included": trained_on}
     if KNOWN_LEAKS & set(ids):
         if KNOWN_LEAKS & set(held_out):
             name = "held-out tasks without the two that training tasks give away"
             groups[name] = [i for i in held_out if i not in KNOWN_LEAKS]
-        elif trained & set(ids) <= KNOWN_LEAKS:
+        elif set(trained_on) <= KNOWN_LEAKS:
             groups["all, with the two given away, as others report it"] = ids
     return {group: found for group, found in groups.items() if found}
+
+
+def split_tasks(files: dict[str, Predictions]) -> tuple[list[str], list[str]]:
+    """Returns the tasks held out from all of the students, and those any was trained on."""
+    trained = trained_tasks(files)
+    ids = list(next(iter(files.values())).attempts)
+    return [i for i in ids if i not in trained], [i for i in ids if i in trained]
+
+
+def remarks(
+    files: dict[str, Predictions], tasks: dict[str, Task], results: dict[str, dict[str, Scores]]
+) -> tuple[dict[str, Retention], list[str]]:
+    """Returns what is retained of the teacher's score, and all there is to say of the scores."""
+    held_out, _ = split_tasks(files)
+    retained = retentions(files, tasks, held_out) if held_out else {}
+    runs = describe_runs(files, results[HELD_OUT]) if held_out else []
+    lines = [*runs, *describe_costs(files), *describe_retentions(retained)]
+    return retained, [*lines, *missing_controls(files)]
 
 
 def retentions(

@@ -187,22 +187,39 @@ class GridStudent(nn.Module):
             train: whether dropout is on.
             left_out: answer the demonstrations too, see `answer_each`.
         """
-        task, pair_states = self.encode_task(
-            batch.demonstrations, batch.demonstration_mask, batch.palette, batch.row, train=train
-        )
-        logits, query_states = self.answer(task, batch.query, train=train)
+        task, pair_states, logits, query_states = self.read(batch, train=train)
         each = None
         if left_out:
             each = self.answer_each(task, batch.demonstrations[:, :, 0], train=train)
-        pair_patches, query_patches = to_patches(pair_states), to_patches(query_states)
-        frames = jnp.stack(
-            [self.input_projector(pair_patches), self.output_projector(pair_patches)], 2
-        )  # [B, P, 2, N/2 * N/2, F]
-        size, width = logits.shape[0], self.feature_width
-        features = jnp.concatenate(
-            [frames.reshape(size, -1, width), self.query_projector(query_patches)], 1
-        )
+        features = self.project(to_patches(pair_states), to_patches(query_states))
         return StudentOutput(logits=logits, features=features, left_out=each)
+
+    def read(
+        self, batch: Batch, *, train: bool = False
+    ) -> tuple[TaskTokens, jax.Array, jax.Array, jax.Array]:
+        """Reads a batch's demonstrations and answers its queries.
+
+        Returns:
+            What `encode_task` and `answer` return: tokens and states, logits and states.
+        """
+        task, pair_states = self.encode_task(
+            batch.demonstrations, batch.demonstration_mask, batch.palette, batch.row, train=train
+        )
+        return task, pair_states, *self.answer(task, batch.query, train=train)
+
+    def project(self, pairs: jax.Array, query: jax.Array) -> jax.Array:
+        """Projects patches to the teacher's, in the order in1 out1 in2 out2 ... query.
+
+        Args:
+            pairs: of the demonstrations, [B, P, N/2 * N/2, M].
+            query: [B, N/2 * N/2, M].
+
+        Returns:
+            [B, (2 * P + 1) * N/2 * N/2, F].
+        """
+        frames = jnp.stack([self.input_projector(pairs), self.output_projector(pairs)], 2)
+        frames = frames.reshape(len(query), -1, self.feature_width)
+        return jnp.concatenate([frames, self.query_projector(query)], 1)
 
     def _look_up(self, task: TaskTokens, row: Array | None) -> TaskTokens:
         """Adds a row's tokens to the demonstrations', as if they came from one more."""

@@ -10,6 +10,8 @@ import numpy as np
 from bridge.arc import Grid, Task
 from bridge.canvas import Attempts
 
+Answers = Mapping[str, tuple[Attempts, ...]]  # task_id -> attempts, one a test input
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -41,9 +43,7 @@ def cell_accuracy(grid: Grid, expected: Grid) -> float:
     return float((grid[:rows, :cols] == expected[:rows, :cols]).sum() / expected.size)
 
 
-def score(
-    attempts: Mapping[str, tuple[Attempts, ...]], tasks: Mapping[str, Task], ids: Iterable[str]
-) -> Scores:
+def score(attempts: Answers, tasks: Mapping[str, Task], ids: Iterable[str]) -> Scores:
     """Scores attempts on the tasks named; a task without attempts counts as wrong."""
     rows = [_task_row(attempts.get(i, ()), tasks[i].test_outputs or ()) for i in ids]
     first, either, strict, shape, cell, oracle = np.mean(rows, 0).tolist() if rows else [0.0] * 6

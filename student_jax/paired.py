@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from bridge.arc import Task
-from bridge.canvas import Attempts
-from student_jax.metrics import is_exact, pass_2
-
-Answers = Mapping[str, tuple[Attempts, ...]]
+from student_jax.metrics import Answers, is_exact, pass_2
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ def compare(a: Answers, b: Answers, tasks: Mapping[str, Task], ids: Sequence[str
     gained = [i for i, (of_a, of_b) in zip(ids, scores, strict=True) if of_b == 1 > of_a]
     lost = [i for i, (of_a, of_b) in zip(ids, scores, strict=True) if of_a == 1 > of_b]
     differences = scores[:, 1] - scores[:, 0]
-    drawn = np.random.default_rng(0).integers(len(ids), size=(10_000, len(ids)))
-    low, high = np.percentile(differences[drawn].mean(1), [2.5, 97.5])
+    low, high = np.percentile(resampled_means(differences), [2.5, 97.5])
     return Comparison(
         num_tasks=len(ids),
         gained=gained,
@@ -80,11 +77,16 @@ def retention(
     of_student, of_teacher = scores.mean(0)
     if of_teacher == 0:
         return Retention(None, None, None, agreement)
-    drawn = np.random.default_rng(0).integers(len(ids), size=(10_000, len(ids)))
-    means = scores[drawn].mean(1)
+    means = resampled_means(scores)
     means = means[means[:, 1] > 0]
     low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
     return Retention(float(of_student / of_teacher), float(low), float(high), agreement)
+
+
+def resampled_means(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns the means over 10,000 draws of tasks with replacement; the first axis is theirs."""
+    count = len(scores)
+    return scores[np.random.default_rng(0).integers(count, size=(10_000, count))].mean(1)
 
 
 def sign_test(gained: int, lost: int) -> float:

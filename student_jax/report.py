@@ -18,7 +18,7 @@ from bridge.arc import Task
 from bridge.arc_files import load_tasks
 from bridge.files import write_text
 from bridge.predictions import Predictions
-from student_jax.evaluate import evaluate, load_predictions, trained_tasks
+from student_jax.evaluate import evaluate, load_predictions, split_tasks
 from student_jax.outcome import OUTCOMES, outcomes_of
 from student_jax.report_page import make_page
 from student_jax.report_pictures import make_sheet, write_png, write_svg
@@ -60,8 +60,8 @@ def main(config: ReportConfig) -> None:
     write_text(config.out, make_page(files, tasks))
     configs.save(config, config.out.with_suffix(".config.yaml"))
     print(f"report: {config.out}")
-    ids = [i for i in next(iter(files.values())).attempts if i not in trained_tasks(files)]
-    ids = ids or list(next(iter(files.values())).attempts)
+    held_out, trained_on = split_tasks(files)
+    ids = held_out or trained_on
     for path, write in ((config.png, write_png), (config.svg, write_svg)):
         if path is not None:
             write(make_sheet(files, tasks, ids), path)

@@ -11,12 +11,12 @@ from urllib.parse import urlencode
 from bridge.arc import Task
 from bridge.predictions import Predictions
 from student_jax.baselines import BASELINES
-from student_jax.evaluate import HELD_OUT, evaluate, retentions, trained_tasks
+from student_jax.evaluate import HELD_OUT, evaluate, remarks, split_tasks
 from student_jax.metrics import Scores
 from student_jax.outcome import OUTCOMES, task_outcome
 from student_jax.report_curves import make_curves
 from student_jax.report_gallery import TRAINED_ON, make_filters, make_gallery
-from student_jax.tables import describe_costs, describe_retentions, missing_controls
+from student_jax.tables import columns_of
 
 STYLE = Path(__file__).with_name("report.css")
 SCRIPT = Path(__file__).with_name("report.js")
@@ -24,14 +24,11 @@ SCRIPT = Path(__file__).with_name("report.js")
 
 def make_page(files: dict[str, Predictions], tasks: dict[str, Task]) -> str:
     """Returns the page. It loads nothing: style, script and pictures are inside."""
-    trained = trained_tasks(files)
-    ids = list(next(iter(files.values())).attempts)
-    groups = {
-        HELD_OUT: [i for i in ids if i not in trained],
-        TRAINED_ON: [i for i in ids if i in trained],
-    }
-    shown = groups[HELD_OUT] or ids  # a curve over tasks trained on would say nothing
-    tables = "".join(_scores(group, rows) for group, rows in evaluate(files, tasks).items())
+    results = evaluate(files, tasks)
+    held_out, trained_on = split_tasks(files)
+    groups = {HELD_OUT: held_out, TRAINED_ON: trained_on}
+    shown = held_out or trained_on  # a curve over tasks trained on would say nothing
+    tables = "".join(_scores(group, rows) for group, rows in results.items())
     failures = "".join(_outcomes(group, files, tasks, i) for group, i in groups.items() if i)
     galleries = "".join(make_gallery(group, files, tasks, i) for group, i in groups.items())
     return f"""<!doctype html>
@@ -49,7 +46,7 @@ def make_page(files: dict[str, Predictions], tasks: dict[str, Task]) -> str:
 <b>oracle</b>: the right grid is among all that was found, chosen or not.
 <b>{"</b>, <b>".join(BASELINES)}</b> answer without any learning.</p>
 {tables}
-{_remarks(files, tasks, groups[HELD_OUT])}
+{_remarks(files, tasks, results)}
 <h2 id="curves">Curves</h2>
 <p>Over the {len(shown)} tasks {"held out" if groups[HELD_OUT] else "trained on"}.</p>
 {make_curves(files, tasks, shown)}
@@ -97,21 +94,18 @@ def describe_teacher(teacher: dict[str, str] | None) -> str:
 
 
 def _scores(group: str, rows: dict[str, Scores]) -> str:
-    columns = ["answers by", "pass@1", "pass@2", "95 %", "strict", "shape", "cells", "oracle"]
-    body = []
-    for name, s in rows.items():
-        shares = (s.pass_1, s.pass_2, s.strict, s.shape, s.cell, s.oracle)
-        cells = [f"{100 * share:.1f} %" for share in shares]
-        cells.insert(2, f"{100 * s.low:.0f}-{100 * s.high:.0f} %")
-        body.append((escape(name), cells))
+    texts = {escape(name): columns_of(s) for name, s in rows.items()}
+    columns = ["answers by", *next(iter(texts.values()))]
+    body = [(name, list(each.values())) for name, each in texts.items()]
     count = next(iter(rows.values())).num_tasks
     return _table(f"{group} ({count})", columns, body)
 
 
-def _remarks(files: dict[str, Predictions], tasks: dict[str, Task], held_out: list[str]) -> str:
+def _remarks(
+    files: dict[str, Predictions], tasks: dict[str, Task], results: dict[str, dict[str, Scores]]
+) -> str:
     """Says beside the scores what evaluate says beside them."""
-    retained = retentions(files, tasks, held_out) if held_out else {}
-    lines = (*describe_costs(files), *describe_retentions(retained), *missing_controls(files))
+    lines = remarks(files, tasks, results)[1]
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 

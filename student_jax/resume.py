@@ -45,11 +45,18 @@ NO_PART = (
         "course",
         "pace",
         "spread",
+        "cores",
+        "breakdown",
+        "paired",
+        "tables",
+        "outcome",
+        *("report_page", "report_gallery", "report_curves", "report_pictures"),
+        *("similarity", "alignment"),
         "export",
         "import_weights",
         "release",
     ),
-    *("torch_export", "__main__"),
+    *("torch_export", "submission", "__main__"),
 )
 OWN = ("projector", "table")  # weights of one teacher or of one set of tasks
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")

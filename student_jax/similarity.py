@@ -17,14 +17,12 @@ The control is the same student with the weights it began with, untrained.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
@@ -38,11 +36,13 @@ from bridge.scaling import unscale
 from bridge.store import FeatureStore
 from student_jax.alignment import Similarity, Sums
 from student_jax.batch import Batch, scale_teacher, smallest_batch
-from student_jax.data import Bucket, Examples
+from student_jax.data import Examples
 from student_jax.grid_student import GridStudent, to_patches
-from student_jax.solver import BATCH, Solver, load_solver, open_store
+from student_jax.solver import Solver, calls, load_solver, open_store
 
 FRAMES = ("input", "output", "query")
+# (params, batch) -> projected features f32[B, T, F], and patches' own states by kind of frame
+See = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 STATES = {"input": "encoder", "output": "encoder", "query": "core"}  # which layers a frame's are of
 
 
@@ -71,9 +71,10 @@ def main(config: SimilarityConfig) -> None:
     model = GridStudent(solver.config.model, solver.feature_width)
     empty = smallest_batch(solver.config.model, solver.feature_width)
     untrained = model.init(jax.random.key(solver.config.seed), empty)["params"]
+    see = make_see(solver)  # compiled once for both
     found = {
-        "trained": measure(solver, solver.params, examples),
-        "untrained": measure(solver, untrained, examples),
+        "trained": measure(solver, see, solver.params, examples),
+        "untrained": measure(solver, see, untrained, examples),
     }
     Console().print(make_table(found))
     out = config.out or config.checkpoint / "similarity.json"
@@ -107,11 +108,11 @@ def load_examples(solver: Solver, store: FeatureStore, split: str) -> Examples:
     return Examples(questions, answers, solver.config.model, solver.config.data, store)
 
 
-def measure(solver: Solver, params: Any, examples: Examples) -> dict[str, Similarity]:
+def measure(solver: Solver, see: See, params: Any, examples: Examples) -> dict[str, Similarity]:
     """Returns how similar each kind of frame is, for these weights."""
-    see = make_see(solver)
     sums = {frame: Sums() for frame in FRAMES}
-    for batch, count in batches(examples):
+    for batch, asked in calls(examples):
+        count = len(asked)
         scaled = scale_teacher(batch, solver.scaling)
         said, states = see(params, batch)
         for frame, where in places(batch).items():
@@ -125,26 +126,17 @@ def measure(solver: Solver, params: Any, examples: Examples) -> dict[str, Simila
     return {frame: each.result() for frame, each in sums.items() if each.patches}
 
 
-def make_see(solver: Solver) -> Any:
+def make_see(solver: Solver) -> See:
     """Returns what gives a batch's projected features f32[B, T, F] and its patches' own states."""
     model = GridStudent(solver.config.model, solver.feature_width)
 
     def see(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         variables = {"params": params}
-        said: Any = model.apply(variables, batch)
-        task: Any
-        task, pairs = model.apply(
-            variables,
-            batch.demonstrations,
-            batch.demonstration_mask,
-            batch.palette,
-            method="encode_task",
-        )
-        _, query = model.apply(variables, task, batch.query, method="answer")
-        of_pairs = to_patches(jnp.asarray(pairs, jnp.float32))
-        flat = of_pairs.reshape(len(of_pairs), -1, of_pairs.shape[-1])
-        of_query = to_patches(jnp.asarray(query, jnp.float32))
-        return said.features, {"input": flat, "output": flat, "query": of_query}
+        states: Any = model.apply(variables, batch, method="read")
+        pairs, query = to_patches(states[1]), to_patches(states[3])
+        said: Any = model.apply(variables, pairs, query, method="project")
+        flat = pairs.reshape(len(pairs), -1, pairs.shape[-1])
+        return said, {"input": flat, "output": flat, "query": query}
 
     return jax.jit(see)
 
@@ -158,17 +150,6 @@ def places(batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
         "output": patches[1:-1:2].ravel(),
         "query": patches[-1],
     }
-
-
-def batches(examples: Examples) -> Iterator[tuple[Batch, int]]:
-    """Yields batches of one bucket each, filled up to one size, and how many are meant."""
-    buckets: dict[Bucket, list[int]] = defaultdict(list)
-    for i, example in enumerate(examples.examples):
-        buckets[example.bucket].append(i)
-    for _, members in sorted(buckets.items()):
-        for start in range(0, len(members), BATCH):
-            chosen = members[start : start + BATCH]
-            yield examples.batch(chosen + chosen[-1:] * (BATCH - len(chosen))), len(chosen)
 
 
 def make_table(found: dict[str, dict[str, Similarity]]) -> Table:

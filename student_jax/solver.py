@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -130,11 +130,29 @@ def answer_all(
     predict: Predict, params: Any, scaling: Scaling, examples: Examples, views: int = 1
 ) -> dict[str, Attempts]:
     """Returns example_id -> attempts, in the order of the examples; all views in few calls."""
+    read = decode_whole if examples.model.kind == "original" else decode
+    answers: dict[int, list[tuple[Transform, Attempts]]] = defaultdict(list)
+    for batch, asked in calls(examples, views):
+        log_probs = np.asarray(predict(params, scaling, batch))
+        for (i, view), values in zip(asked, log_probs, strict=False):
+            answers[i].append((view, read(values)))
+    return {
+        example.question.example_id: tally(answers[i])
+        for i, example in enumerate(examples.examples)
+    }
+
+
+def calls(
+    examples: Examples, views: int = 1
+) -> Iterator[tuple[Batch, list[tuple[int, Transform]]]]:
+    """Yields batches of one bucket each, all of a bucket of one size, in few calls.
+
+    With each the examples and views that are asked; what fills the batch up comes after them. In
+    the first view an example is as its teacher saw it.
+    """
     buckets: dict[Bucket, list[tuple[int, Transform]]] = defaultdict(list)
     for i, example in enumerate(examples.examples):
         buckets[example.bucket] += [(i, view) for view in views_of(views)]
-    read = decode_whole if examples.model.kind == "original" else decode
-    answers: dict[int, list[tuple[Transform, Attempts]]] = defaultdict(list)
     for bucket, asked in sorted(buckets.items()):
         size = BATCH
         if examples.model.kind == "grid":
@@ -142,14 +160,9 @@ def answer_all(
         for start in range(0, len(asked), size):
             chosen = asked[start : start + size]
             indices, shown = zip(*chosen, *[chosen[-1]] * (size - len(chosen)), strict=True)
-            batch = examples.batch(indices, [Augmentation(view) for view in shown])
-            log_probs = np.asarray(predict(params, scaling, batch))
-            for (i, view), values in zip(chosen, log_probs, strict=False):
-                answers[i].append((view, read(values)))
-    return {
-        example.question.example_id: tally(answers[i])
-        for i, example in enumerate(examples.examples)
-    }
+            plain = Transform()
+            how = [None if view == plain else Augmentation(view) for view in shown]
+            yield examples.batch(indices, how), chosen
 
 
 def by_task(
@@ -172,14 +185,8 @@ def make_predict(config: ModelConfig, feature_width: int) -> Predict:
             output = model.apply(variables, scale_teacher(batch, scaling))
             logits = output.logits  # pyright: ignore[reportAttributeAccessIssue]
         else:
-            task, _ = model.apply(
-                variables,
-                batch.demonstrations,
-                batch.demonstration_mask,
-                batch.palette,
-                method="encode_task",
-            )
-            logits, _ = model.apply(variables, task, batch.query, method="answer")
+            read: Any = model.apply(variables, batch, method="read")
+            logits = read[2]
         return jax.nn.log_softmax(logits.astype(jnp.float32))
 
     return jax.jit(predict)

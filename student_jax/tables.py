@@ -21,7 +21,7 @@ def make_table(group: str, rows: dict[str, Scores]) -> Table:
     count = next(iter(rows.values())).num_tasks
     table = Table(title=f"{group} ({count})", title_justify="left", title_style="bold")
     table.add_column("answers by")
-    headings = ["pass@1", "pass@2", "95 %", "strict", "shape", "cells", "oracle"]
+    headings = list(columns_of(next(iter(rows.values()))))
     if all(s.strict == s.pass_2 for s in rows.values()):
         headings.remove("strict")  # no task has several test inputs of which some are solved
     if all(s.oracle <= s.pass_2 for s in rows.values()):
@@ -29,12 +29,22 @@ def make_table(group: str, rows: dict[str, Scores]) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, s in rows.items():
-        shares = (s.pass_1, s.pass_2, s.strict, s.shape, s.cell, s.oracle)
-        names = ("pass@1", "pass@2", "strict", "shape", "cells", "oracle")
-        texts = {head: f"{100 * x:.1f} %" for head, x in zip(names, shares, strict=True)}
-        texts["95 %"] = f"{100 * s.low:.0f}-{100 * s.high:.0f} %"
+        texts = columns_of(s)
         table.add_row(name, *(texts[heading] for heading in headings))
     return table
+
+
+def columns_of(s: Scores) -> dict[str, str]:
+    """Returns heading -> text of one row, in the order of the columns."""
+    return {
+        "pass@1": f"{100 * s.pass_1:.1f} %",
+        "pass@2": f"{100 * s.pass_2:.1f} %",
+        "95 %": f"{100 * s.low:.0f}-{100 * s.high:.0f} %",
+        "strict": f"{100 * s.strict:.1f} %",
+        "shape": f"{100 * s.shape:.1f} %",
+        "cells": f"{100 * s.cell:.1f} %",
+        "oracle": f"{100 * s.oracle:.1f} %",
+    }
 
 
 def make_kinds_table(details: dict[str, dict[str, Any]]) -> Table:

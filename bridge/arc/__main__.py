@@ -106,7 +106,7 @@ def write_blind(source: str, out: Path) -> None:
     Raises:
         InputError: if the folder holds other files, whose answers would stay.
     """
-    tasks = {task_id: to_json(task.blind()) for task_id, task in load_tasks(source).items()}
+    tasks = {task_id: without_answers(task) for task_id, task in load_tasks(source).items()}
     if out.name.endswith("_challenges.json"):
         beside = out.with_name(out.name.replace("_challenges.json", "_solutions.json"))
         if beside.exists():
@@ -121,17 +121,14 @@ def write_blind(source: str, out: Path) -> None:
     print(f"blind: {out}: {len(tasks)} tasks, no test outputs")
 
 
-def to_json(task: Task) -> dict[str, list[dict[str, list[list[int]]]]]:
-    """Returns a task as ARC's files have it."""
-    tests = [{"input": grid.tolist()} for grid in task.test_inputs]
-    for item, grid in zip(tests, task.test_outputs or (), strict=False):
-        item["output"] = grid.tolist()
+def without_answers(task: Task) -> dict[str, list[dict[str, list[list[int]]]]]:
+    """Returns a task as ARC's files have it, but for its test outputs."""
     return {
         "train": [
             {"input": pair.input.tolist(), "output": pair.output.tolist()}
             for pair in task.demonstrations
         ],
-        "test": tests,
+        "test": [{"input": grid.tolist()} for grid in task.test_inputs],
     }
 
 

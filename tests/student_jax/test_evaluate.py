@@ -37,14 +37,16 @@ def evaluate(*files, tmp_path, capsys):
     return json.loads((tmp_path / "s.json").read_text()), " ".join(capsys.readouterr().out.split())
 
 
+def groups(scores):
+    """Tasks and pass@2 of each group."""
+    rows = {group: rows["grid student"] for group, rows in scores.items()}
+    return {group: (row["num_tasks"], row["pass_2"]) for group, row in rows.items()}
+
+
 def test_the_two_tasks_given_away_are_told_apart(tasks, tmp_path, capsys):
     file = write(tmp_path / "p.json", tasks, IDS[2:])
     scores = evaluate(file, tmp_path=tmp_path, capsys=capsys)[0]["scores"]
-    found = {
-        group: (rows["grid student"]["num_tasks"], rows["grid student"]["pass_2"])
-        for group, rows in scores.items()
-    }
-    assert found == {
+    assert groups(scores) == {
         "held-out tasks": (4, 0.5),
         "held-out tasks without the two that training tasks give away": (2, 0.0),
     }
@@ -53,11 +55,7 @@ def test_the_two_tasks_given_away_are_told_apart(tasks, tmp_path, capsys):
 def test_tasks_that_training_gave_away_do_not_count_as_held_out(tasks, tmp_path, capsys):
     file = write(tmp_path / "p.json", tasks, IDS[1:], trained_on=list(IDS[2:]))
     scores = evaluate(file, tmp_path=tmp_path, capsys=capsys)[0]["scores"]
-    found = {
-        group: (rows["grid student"]["num_tasks"], rows["grid student"]["pass_2"])
-        for group, rows in scores.items()
-    }
-    assert found == {
+    assert groups(scores) == {
         "held-out tasks": (2, 0.5),
         "tasks trained on, answers included": (2, 1.0),
         "all, with the two given away, as others report it": (4, 0.75),
