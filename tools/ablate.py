@@ -61,8 +61,8 @@ class AblateConfig:
     """training config that the rows differ from"""
     max_side: int = 7
     """of the tasks' grids: small canvases make many rows affordable"""
-    train_steps: int = 300
-    adapt_steps: int = 60
+    train_steps: int = 200
+    adapt_steps: int = 200
     views: int = 8
     """of the vote"""
     seeds: tuple[int, ...] = (0, 1)
@@ -157,7 +157,8 @@ def measure(config: AblateConfig, name: str, seed: int) -> list[dict[str, Any]]:
     solver, tasks = load_solver(settings.out), held_out(config)
     blind = [task.blind() for task in tasks.values()]
     questions = [question for task in blind for question in open_questions(task)]
-    learning = AdaptConfig(steps=config.adapt_steps, seed=seed)
+    # An hour never ends first: rows are compared at equal steps, however busy the machine is.
+    learning = AdaptConfig(steps=config.adapt_steps, seconds=3600.0, seed=seed)
     rows = []
     for tier in TIERS:
         for views in sorted({1, config.views}):
