@@ -1,7 +1,8 @@
 """The grid student's PyTorch mirror; see `bridge/torch_student.py` for the others.
 
 In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `T` tokens, `C` = 10
-colors, `V` = 12 cell classes, `D` width, `M` MLP width, `H` heads, `F` teacher feature width.
+colors, `V` = 12 cell classes, `D` width, `S` invariant width, `M` MLP width, `H` heads, `F` teacher
+feature width.
 """
 
 from __future__ import annotations
@@ -43,24 +44,38 @@ class Projector(nn.Module):
         return functional.linear(x, q if tall else q.T, self.bias)
 
 
-class Trunk(nn.Module):
+class ColorTrunk(nn.Module):
     """`depth` blocks, run `loops` times with the same weights, then a norm."""
 
-    def __init__(self, config: Mapping[str, Any], depth: int, loops: int, block: type) -> None:
+    def __init__(self, config: Mapping[str, Any], depth: int, loops: int) -> None:
         """Makes the blocks."""
         super().__init__()
-        width = config["width"]
-        self.blocks = nn.ModuleList([block(config) for _ in range(depth)])
+        width, invariant = config["width"], config.get("invariant_width", 0)
+        self.blocks = nn.ModuleList([ColorBlock(config) for _ in range(depth)])
         self.rounds = nn.Parameter(torch.zeros(loops, width))
         self.norm = nn.LayerNorm(width, FLAX_EPSILON)
+        self.invariant_norm = nn.Identity()
+        if invariant:
+            self.invariant_rounds = nn.Parameter(torch.zeros(loops, invariant))
+            self.invariant_norm = nn.LayerNorm(invariant, FLAX_EPSILON)
+        else:
+            self.register_buffer("invariant_rounds", torch.zeros(loops, 0), persistent=False)
 
-    def forward(self, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        """Maps [*B, D] to [*B, D]; the rest goes to every block."""
-        for rounds in self.rounds:
-            x = x + rounds
+    def forward(
+        self,
+        x: torch.Tensor,
+        own: torch.Tensor,
+        shown: torch.Tensor,
+        mask: torch.Tensor,
+        angles: torch.Tensor,
+        side: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps [B, T, C, D] and [B, T, S] to the same; the rest goes to every block."""
+        for i in range(len(self.rounds)):
+            x, own = x + self.rounds[i], own + self.invariant_rounds[i]
             for block in self.blocks:
-                x = block(x, *rest)
-        return self.norm(x)
+                x, own = block((x, own), shown, mask, angles, side)
+        return self.norm(x), self.invariant_norm(own)
 
 
 class ColorBlock(nn.Module):
@@ -71,62 +86,102 @@ class ColorBlock(nn.Module):
         super().__init__()
         width, mlp_width = config["width"], config["mlp_width"]
         self.heads, self.convolves = config["heads"], config["convolution"]
+        self.invariant = config.get("invariant_width", 0)
+        mean, keys = self.invariant or width, self.invariant or mlp_width
         self.norm1 = nn.LayerNorm(width, FLAX_EPSILON)
-        self.query = nn.Linear(width, mlp_width)
-        self.key = nn.Linear(width, mlp_width)
+        self.query = nn.Linear(mean, keys)
+        self.key = nn.Linear(mean, keys)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, FLAX_EPSILON)
         self.gate = nn.Linear(width, mlp_width)
-        self.mean_gate = nn.Linear(width, mlp_width)
+        self.mean_gate = nn.Linear(mean, mlp_width)
         self.up = nn.Linear(width, mlp_width)
-        self.mean_up = nn.Linear(width, mlp_width)
+        self.mean_up = nn.Linear(mean, mlp_width)
         self.down = nn.Linear(mlp_width, width)
-        self.conv = (
-            nn.Conv2d(mlp_width, mlp_width, 3, padding=1, groups=mlp_width, bias=False)
-            if self.convolves
-            else nn.Identity()
-        )
+        self.conv = self._depthwise(mlp_width)
+        if self.invariant:
+            hidden = self.invariant * mlp_width // width
+            self.invariant_norm1 = nn.LayerNorm(mean, FLAX_EPSILON)
+            self.read = nn.Linear(width, mean)
+            self.invariant_value = nn.Linear(mean, mean)
+            self.invariant_out = nn.Linear(mean, mean)
+            self.invariant_norm2 = nn.LayerNorm(mean, FLAX_EPSILON)
+            self.mix = nn.Linear(width, mean)
+            self.invariant_gate = nn.Linear(mean, hidden)
+            self.invariant_up = nn.Linear(mean, hidden)
+            self.invariant_down = nn.Linear(hidden, mean)
+            self.invariant_conv = self._depthwise(hidden)
 
     def forward(
         self,
-        x: torch.Tensor,
+        states: tuple[torch.Tensor, torch.Tensor],
         shown: torch.Tensor,
         mask: torch.Tensor,
         angles: torch.Tensor,
         side: int,
-    ) -> torch.Tensor:
-        """Maps [B, T, C, D] to [B, T, C, D]; shown bool[B, C], mask bool[B, T]."""
-        x = x + self._attention(self.norm1(x), shown, mask, angles)
-        return x + self._mlp(self.norm2(x), shown, side)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps [B, T, C, D] and [B, T, S] to the same; shown bool[B, C], mask bool[B, T]."""
+        x, own = states
+        normed = self.norm1(x)
+        mean = mean_color(normed, shown)
+        if self.invariant:
+            mean = self.invariant_norm1(own) + self.read(mean)
+        weights = self._patterns(mean, mask, angles)
+        x = x + self._attend(weights, normed)
+        if self.invariant:
+            own = own + self._attend_invariant(weights, mean)
+        normed = self.norm2(x)
+        mean = mean_color(normed, shown)
+        if self.invariant:
+            mean = self.invariant_norm2(own) + self.mix(mean)
+            gate, up = self.invariant_gate(mean), self.invariant_up(mean)
+            hidden = (functional.silu(gate) * up)[:, :, None]
+            own = own + self.invariant_down(self._mix(self.invariant_conv, hidden, side)[:, :, 0])
+        gate = self.gate(normed) + self.mean_gate(mean)[:, :, None]
+        up = self.up(normed) + self.mean_up(mean)[:, :, None]
+        return x + self.down(self._mix(self.conv, functional.silu(gate) * up, side)), own
 
-    def _attention(
-        self, x: torch.Tensor, shown: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor
+    def _depthwise(self, width: int) -> nn.Module:
+        if not self.convolves:
+            return nn.Identity()
+        return nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+
+    def _patterns(
+        self, mean: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor
     ) -> torch.Tensor:
-        batch, tokens, colors, width = x.shape
-        mean = mean_color(x, shown)
+        """Who attends whom, [B, H, T, T]."""
+        batch, tokens, _ = mean.shape
         query, key = (
             _rotate(layer(mean).reshape(batch, tokens, self.heads, -1), angles).transpose(1, 2)
             for layer in (self.query, self.key)
         )
-        value = self.value(x).reshape(batch, tokens, colors, self.heads, -1)
-        value = value.permute(0, 3, 1, 2, 4).reshape(batch, self.heads, tokens, -1)
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
         scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
-        read = (scores.softmax(-1) @ value).reshape(batch, self.heads, tokens, colors, -1)
+        return scores.softmax(-1)
+
+    def _attend(self, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, colors, width = x.shape
+        value = self.value(x).reshape(batch, tokens, colors, self.heads, -1)
+        value = value.permute(0, 3, 1, 2, 4).reshape(batch, self.heads, tokens, -1)
+        read = (weights @ value).reshape(batch, self.heads, tokens, colors, -1)
         return self.out(read.permute(0, 2, 3, 1, 4).reshape(batch, tokens, colors, width))
 
-    def _mlp(self, x: torch.Tensor, shown: torch.Tensor, side: int) -> torch.Tensor:
-        mean = mean_color(x, shown)[:, :, None]
-        gate, up = self.gate(x) + self.mean_gate(mean), self.up(x) + self.mean_up(mean)
-        hidden = functional.silu(gate) * up
+    def _attend_invariant(self, weights: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = mean.shape
+        value = self.invariant_value(mean).reshape(batch, tokens, self.heads, -1).transpose(1, 2)
+        read = (weights @ value).transpose(1, 2).reshape(batch, tokens, width)
+        return self.invariant_out(read)
+
+    def _mix(self, conv: nn.Module, hidden: torch.Tensor, side: int) -> torch.Tensor:
+        """Lets the cells among the tokens [B, T, C, M] read their neighbours."""
         if not self.convolves:
-            return self.down(hidden)
+            return hidden
         batch, tokens, colors, width = hidden.shape
         prefix = tokens - side * side
         cells = hidden[:, prefix:].permute(0, 2, 3, 1).reshape(batch * colors, width, side, side)
-        mixed = self.conv(cells).reshape(batch, colors, width, side * side).permute(0, 3, 1, 2)
-        return self.down(torch.cat([hidden[:, :prefix], mixed], 1))
+        mixed = conv(cells).reshape(batch, colors, width, side * side).permute(0, 3, 1, 2)
+        return torch.cat([hidden[:, :prefix], mixed], 1)
 
 
 class GridMirror(nn.Module):
@@ -136,10 +191,14 @@ class GridMirror(nn.Module):
         """Takes the sizes of a `ModelConfig` as a dict."""
         super().__init__()
         width, mlp_width = config["width"], config["mlp_width"]
-        self.key_width = mlp_width // config["heads"]
+        self.invariant = config.get("invariant_width", 0)
+        self.key_width = (self.invariant or mlp_width) // config["heads"]
         self.tokens_per_pair, self.positions = config["tokens_per_pair"], config["positions"]
-        self.encoder = Trunk(config, config["encoder_depth"], 1, ColorBlock)
-        self.core = Trunk(config, config["depth"], config["loops"], ColorBlock)
+        self.encoder = ColorTrunk(config, config["encoder_depth"], 1)
+        self.core = ColorTrunk(config, config["depth"], config["loops"])
+        if self.invariant:
+            self.encoder_lift = nn.Linear(width, self.invariant)
+            self.core_lift = nn.Linear(width, self.invariant)
         self.color = nn.Embedding(NUM_TRAITS, width)
         self.output_color = nn.Embedding(NUM_TRAITS, width)
         self.pair_tokens = nn.Parameter(torch.zeros(self.tokens_per_pair, width))
@@ -152,12 +211,13 @@ class GridMirror(nn.Module):
             self.no_row = nn.Parameter(torch.zeros(each))
             self.symmetries = nn.Parameter(torch.zeros(NUM_DIHEDRAL, *each))
         self.color_head = nn.Linear(width, 1)
-        self.edge_head = nn.Linear(width, 2)
+        self.edge_head = nn.Linear(self.invariant or width, 2)
         # Used by the loss alone; here so that no weight is lost on the way back.
         self.paint = nn.Parameter(torch.zeros(NUM_COLORS, width, mlp_width))
-        self.input_projector = Projector(mlp_width, feature_width, config["projector"])
-        self.output_projector = Projector(mlp_width, feature_width, config["projector"])
-        self.query_projector = Projector(mlp_width, feature_width, config["projector"])
+        cell_width = mlp_width + self.invariant
+        self.input_projector = Projector(cell_width, feature_width, config["projector"])
+        self.output_projector = Projector(cell_width, feature_width, config["projector"])
+        self.query_projector = Projector(cell_width, feature_width, config["projector"])
 
     def forward(
         self, demonstrations: torch.Tensor, mask: torch.Tensor, query: torch.Tensor
@@ -190,7 +250,8 @@ class GridMirror(nn.Module):
         x = torch.cat([prefix, cells], 1)
         everywhere = torch.ones(x.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
         angles = self._angles(side, self.tokens_per_pair).to(x.device)
-        x = self.encoder(x, shown, everywhere, angles, side)[:, : self.tokens_per_pair]
+        own = self._lift("encoder", x, shown)
+        x = self.encoder(x, own, shown, everywhere, angles, side)[0][:, : self.tokens_per_pair]
         tokens = x.reshape(batch, pairs * self.tokens_per_pair, NUM_COLORS, -1)
         shown = shown.reshape(batch, pairs, -1)
         if self.has_table:
@@ -216,11 +277,19 @@ class GridMirror(nn.Module):
         known = mask.repeat_interleave(self.tokens_per_pair, 1)
         everywhere = torch.ones(batch, side * side, dtype=torch.bool, device=x.device)
         angles = self._angles(side, tokens.shape[1]).to(x.device)
-        x = self.core(x, shown, torch.cat([known, everywhere], 1), angles, side)
-        x = x[:, tokens.shape[1] :]
+        mask, own = torch.cat([known, everywhere], 1), self._lift("core", x, shown)
+        x, own = (y[:, tokens.shape[1] :] for y in self.core(x, own, shown, mask, angles, side))
         logits = self.color_head(x)[..., 0].masked_fill(~shown[:, None], NEVER)
-        logits = torch.cat([logits, self.edge_head(mean_color(x, shown))], -1)
+        mean = own if self.invariant else mean_color(x, shown)
+        logits = torch.cat([logits, self.edge_head(mean)], -1)
         return logits.reshape(batch, side, side, -1)
+
+    def _lift(self, trunk: str, x: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        """The state of no color that tokens [B, T, C, D] start with, [B, T, S]; S may be 0."""
+        if not self.invariant:
+            return x.new_zeros(x.shape[0], x.shape[1], 0)
+        lift = self.encoder_lift if trunk == "encoder" else self.core_lift
+        return lift(mean_color(x, shown))
 
     def _angles(self, side: int, prefix: int) -> torch.Tensor:
         return _rotary_angles(side, prefix, self.key_width, self.positions)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bridge.arc import MAX_SIDE, NUM_COLORS
 from bridge.canvas import NUM_CLASSES
-from bridge.torch_grid_student import FLAX_EPSILON, GridMirror, Projector, Trunk
+from bridge.torch_grid_student import FLAX_EPSILON, GridMirror, Projector
 
 LAYER_NORM_EPSILON = 1e-5  # as bridge/scaling.py
 
@@ -121,6 +121,26 @@ class Block(nn.Module):
         return x + self.down(functional.gelu(self.up(self.norm2(x))))
 
 
+class Trunk(nn.Module):
+    """`depth` blocks, run `loops` times with the same weights, then a norm."""
+
+    def __init__(self, config: Mapping[str, Any], depth: int, loops: int) -> None:
+        """Makes the blocks."""
+        super().__init__()
+        width = config["width"]
+        self.blocks = nn.ModuleList([Block(config) for _ in range(depth)])
+        self.rounds = nn.Parameter(torch.zeros(loops, width))
+        self.norm = nn.LayerNorm(width, FLAX_EPSILON)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Maps [B, T, D] to [B, T, D]; the mask bool[B, T] says who may be attended."""
+        for rounds in self.rounds:
+            x = x + rounds
+            for block in self.blocks:
+                x = block(x, mask)
+        return self.norm(x)
+
+
 class FeatureMirror(nn.Module):
     """The corrected reader of teacher features."""
 
@@ -133,7 +153,7 @@ class FeatureMirror(nn.Module):
         self.stem = nn.Linear(feature_width, width)
         self.stem_norm = nn.LayerNorm(width, FLAX_EPSILON)
         self.positions = nn.Parameter(torch.zeros(config["max_tokens"], width))
-        self.trunk = Trunk(config, config["depth"], config["loops"], Block)
+        self.trunk = Trunk(config, config["depth"], config["loops"])
         self.hidden = nn.Linear(width, 2 * width)
         self.head = nn.Linear(2 * width, self.side**2 * NUM_CLASSES)
         self.projector = Projector(width, feature_width, config["projector"])

@@ -36,7 +36,10 @@ _ORIGINAL = (
     (r"^decoder_2\.", "decoder.6."),
 )
 _OWN = ((r"\bblock_(\d+)\.", r"blocks.\1."),)
-_LEAVES = ((r"\.(kernel|scale|embedding)$", ".weight"), (r"\.conv$", ".conv.weight"))
+_LEAVES = (
+    (r"\.(kernel|scale|embedding)$", ".weight"),
+    (r"\.((?:invariant_)?conv)$", r".\1.weight"),
+)
 
 
 def torch_name(name: str, kind: str) -> str:
@@ -139,7 +142,7 @@ def _turn(name: str, value: Array) -> Array:
     if name.endswith(".kernel"):
         ins = value.shape[:-1] if name.endswith("out.kernel") else value.shape[:1]
         return value.reshape(int(np.prod(ins)), -1).T
-    if name.endswith(".conv"):  # [3, 3, M] -> [M, 1, 3, 3]
+    if name.endswith("conv"):  # [3, 3, M] -> [M, 1, 3, 3]
         return value.transpose(2, 0, 1)[:, None]
     return value.reshape(-1) if name.endswith(".bias") else value
 
@@ -148,6 +151,6 @@ def _turn_back(name: str, value: Array, shape: tuple[int, ...]) -> Array:
     """PyTorch's layout to Flax's."""
     if name.endswith(".kernel"):
         return value.T.reshape(shape)
-    if name.endswith(".conv"):
+    if name.endswith("conv"):
         return value[:, 0].transpose(1, 2, 0)
     return value.reshape(shape)

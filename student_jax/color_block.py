@@ -5,14 +5,18 @@ in other colors is therefore answered in those colors, exactly, and never has to
 question of its own. Colors meet in the mean over those that a task shows. The idea of states per
 color is CompressARC's (arXiv 2512.06104).
 
-In the shape descriptions: `B` batch, `T` tokens, `C` colors, `D` width, `H` heads, `K` = M / H key
-width, `M` MLP width, `N` canvas side.
+A large student has one more state a cell, which is of no color: it reads the colors' mean, and
+they read it. What is done to it is done once, not once a color.
+
+In the shape descriptions: `B` batch, `T` tokens, `C` colors, `D` width, `S` invariant width, `H`
+heads, `K` key width of a head, `M` MLP width, `N` canvas side.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -89,6 +93,13 @@ def mean_color(x: jax.Array, shown: jax.Array) -> jax.Array:
     return jnp.einsum("btcd,bc->btd", x, weights.astype(x.dtype))
 
 
+class States(NamedTuple):
+    """What tokens are."""
+
+    colors: jax.Array  # [B, T, C, D]
+    invariant: jax.Array | None = None  # [B, T, S], of no color; a small student has none
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scene:
@@ -103,17 +114,16 @@ class Scene:
 class ColorBlock(PreNorm):
     """Attention and gated MLP, for every color the same.
 
-    Who attends whom is decided once for all colors, from their mean; what is then read is each
-    color's own. The MLP mixes neighbouring cells: a 3 x 3 depthwise convolution inside the gate
-    (LoopViT, arXiv 2602.02156).
+    Who attends whom is decided once for all colors; what is then read is each color's own. The MLP
+    mixes neighbouring cells: a 3 x 3 depthwise convolution inside the gate (LoopViT, arXiv
+    2602.02156).
     """
 
-    def attention(self, x: jax.Array, where: Scene) -> jax.Array:
-        """Maps [B, T, C, D] to [B, T, C, D]."""
-        batch, tokens, colors, width = x.shape
-        heads = self.config.heads
-        key_width = self.config.mlp_width // heads
-        mean = mean_color(x, where.shown)
+    def attention(self, x: States, where: Scene) -> States:
+        """Lets tokens read each other."""
+        config, (batch, tokens, colors, width) = self.config, x.colors.shape
+        heads, mean = config.heads, self._mean("read", x, where)
+        key_width = config.key_width // heads
         query, key = (
             rotate(self.dense((heads, key_width), name, mean), where.angles)
             for name in ("query", "key")
@@ -122,30 +132,53 @@ class ColorBlock(PreNorm):
         scores = scores / math.sqrt(key_width)
         if where.mask is not None:
             scores = jnp.where(where.mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores).astype(x.dtype)
-        value = self.dense((heads, width // heads), "value", x)  # [B, T, C, H, D / H]
+        weights = jax.nn.softmax(scores).astype(mean.dtype)
+        value = self.dense((heads, width // heads), "value", x.colors)  # [B, T, C, H, D / H]
         value = value.transpose(0, 3, 1, 2, 4).reshape(batch, heads, tokens, -1)
         read = (weights @ value).reshape(batch, heads, tokens, colors, -1)
-        return self.dense(width, "out", read.transpose(0, 2, 3, 1, 4), axis=(-2, -1))
+        out = self.dense(width, "out", read.transpose(0, 2, 3, 1, 4), axis=(-2, -1))
+        if x.invariant is None:
+            return States(out)
+        value = self.dense((heads, key_width), "invariant_value", mean)
+        read = jnp.einsum("bhqt,bthk->bqhk", weights, value)
+        return States(out, self.dense(mean.shape[-1], "invariant_out", read, axis=(-2, -1)))
 
-    def mlp(self, x: jax.Array, where: Scene) -> jax.Array:
-        """Maps [B, T, C, D] to [B, T, C, D]."""
-        hidden_width, side = self.config.mlp_width, where.side
-        mean = mean_color(x, where.shown)
+    def mlp(self, x: States, where: Scene) -> States:
+        """Changes each token's states."""
+        config, mean = self.config, self._mean("mix", x, where)
         gate, up = (
-            self.dense(hidden_width, name, x)
-            + self.dense(hidden_width, f"mean_{name}", mean)[:, :, None]
+            self.dense(config.mlp_width, name, x.colors)
+            + self.dense(config.mlp_width, f"mean_{name}", mean)[:, :, None]
             for name in ("gate", "up")
         )
-        hidden = nn.silu(gate) * up  # [B, T, C, M]
-        if self.config.convolution:
-            prefix = x.shape[1] - side**2
-            kernel = self.param("conv", _identity_3x3, (3, 3, hidden_width))
-            cells = hidden[:, prefix:]
-            mixed = depthwise_3x3(cells.reshape(len(x), side, side, *cells.shape[2:]), kernel)
-            mixed = mixed.astype(hidden.dtype).reshape(cells.shape)
-            hidden = jnp.concatenate([hidden[:, :prefix], mixed], 1)
-        return self.dense(x.shape[-1], "down", hidden)
+        hidden = self._mix("conv", nn.silu(gate) * up, where.side)  # [B, T, C, M]
+        down = self.dense(x.colors.shape[-1], "down", hidden)
+        if x.invariant is None:
+            return States(down)
+        gate, up = (
+            self.dense(config.invariant_mlp_width, f"invariant_{name}", mean)
+            for name in ("gate", "up")
+        )
+        hidden = self._mix("invariant_conv", (nn.silu(gate) * up)[:, :, None], where.side)[:, :, 0]
+        return States(down, self.dense(mean.shape[-1], "invariant_down", hidden))
+
+    def _mean(self, name: str, x: States, where: Scene) -> jax.Array:
+        """What a token is whichever colors it has, [B, T, S]: without such a state, their mean."""
+        mean = mean_color(x.colors, where.shown)
+        if x.invariant is None:
+            return mean
+        return x.invariant + self.dense(x.invariant.shape[-1], name, mean)
+
+    def _mix(self, name: str, hidden: jax.Array, side: int) -> jax.Array:
+        """Lets the cells among the tokens [B, T, C, M] read their neighbours."""
+        if not self.config.convolution:
+            return hidden
+        prefix = hidden.shape[1] - side**2
+        kernel = self.param(name, _identity_3x3, (3, 3, hidden.shape[-1]))
+        cells = hidden[:, prefix:]
+        mixed = depthwise_3x3(cells.reshape(len(hidden), side, side, *cells.shape[2:]), kernel)
+        mixed = mixed.astype(hidden.dtype).reshape(cells.shape)
+        return jnp.concatenate([hidden[:, :prefix], mixed], 1)
 
 
 def _identity_3x3(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

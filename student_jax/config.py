@@ -25,7 +25,10 @@ class ModelConfig:
     """of a token's state; grid: of its state of one color"""
     heads: int = 8
     mlp_width: int = 512
-    """of a token's hidden layer; grid: of one color's, and of all heads' keys together"""
+    """of a token's hidden layer; grid: of one color's"""
+    invariant_width: int = 0
+    """grid: of a token's state that is of no color, beside those of colors; 0: it has none. Most of
+    a large student's weights belong here: what they cost is not multiplied by the colors"""
     depth: int = 4
     """blocks of the trunk, each with its own weights"""
     loops: int = 1
@@ -57,6 +60,21 @@ class ModelConfig:
     """compute each block's activations again in the backward pass: less memory, more time"""
 
     @property
+    def key_width(self) -> int:
+        """grid: of all heads' keys together."""
+        return self.invariant_width or self.mlp_width
+
+    @property
+    def invariant_mlp_width(self) -> int:
+        """grid: of the hidden layer of no color; in the proportion of a color's."""
+        return self.invariant_width * self.mlp_width // self.width
+
+    @property
+    def cell_width(self) -> int:
+        """grid: of what a cell is to the teacher's projectors, all colors together."""
+        return self.mlp_width + self.invariant_width
+
+    @property
     def reads_features(self) -> bool:
         """Whether it needs the teacher's features to answer."""
         return self.kind != "grid"
@@ -78,6 +96,11 @@ class ModelConfig:
             raise ValueError(
                 f"mlp_width: expected a multiple of 4 * heads = {4 * self.heads}, "
                 f"got {self.mlp_width}"
+            )
+        if self.invariant_width % (4 * self.heads) or self.invariant_width < 0:
+            raise ValueError(
+                f"invariant_width: expected a multiple of 4 * heads = {4 * self.heads}, "
+                f"got {self.invariant_width}"
             )
         if self.canvas not in SIDES:
             raise ValueError(f"canvas: expected one of {SIDES}, got {self.canvas}")

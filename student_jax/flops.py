@@ -56,13 +56,15 @@ def _feature_flops(config: ModelConfig, feature_width: int, batch: Batch) -> flo
 def _grid_flops(config: ModelConfig, feature_width: int, batch: Batch, answers: int) -> float:
     pairs, side = batch.demonstrations.shape[-4], batch.demonstrations.shape[-1]
     cells, colors, each = side**2, batch.palette.shape[-1], config.tokens_per_pair
-    encoder = pairs * config.encoder_depth * _color_block(config, each + cells, cells, colors)
-    core = config.depth * config.loops
-    core *= _color_block(config, (pairs + bool(config.table)) * each + cells, cells, colors)
-    head = 2 * cells * config.width * (colors + 2)
+    lift = 2 * config.width * config.invariant_width  # a token
+    encoder = config.encoder_depth * _color_block(config, each + cells, cells, colors)
+    encoder = pairs * (encoder + (each + cells) * lift)
+    tokens = (pairs + bool(config.table)) * each + cells
+    core = config.depth * config.loops * _color_block(config, tokens, cells, colors) + tokens * lift
+    head = 2 * cells * (config.width * colors + 2 * (config.invariant_width or config.width))
     frames = (2 * pairs + 1) * (cells / 4)
     paint = (pairs + 1) * 2 * cells * colors * config.width * config.mlp_width
-    projectors = frames * 2 * config.mlp_width * feature_width
+    projectors = frames * 2 * config.cell_width * feature_width
     return encoder + answers * (core + head) + paint + projectors
 
 
@@ -73,11 +75,21 @@ def _block(config: ModelConfig, tokens: int) -> float:
 
 
 def _color_block(config: ModelConfig, tokens: int, cells: int, colors: int) -> float:
-    width, hidden = config.width, config.mlp_width
-    patterns = 2 * 2 * tokens * width * hidden + 2 * tokens**2 * hidden  # from the colors' mean
+    width, hidden, keys = config.width, config.mlp_width, config.key_width
+    mean = config.invariant_width or width  # of what decides for all colors
+    patterns = 2 * 2 * tokens * mean * keys + 2 * tokens**2 * keys
     read = colors * (2 * 2 * tokens * width**2 + 2 * tokens**2 * width)
-    mlp = (3 * colors + 2) * 2 * tokens * width * hidden
-    return patterns + read + mlp + config.convolution * 2 * 9 * cells * colors * hidden
+    mlp = (3 * colors * width + 2 * mean) * 2 * tokens * hidden
+    mixing = config.convolution * 2 * 9 * cells
+    return patterns + read + mlp + mixing * colors * hidden + _invariant(config, tokens, mixing)
+
+
+def _invariant(config: ModelConfig, tokens: int, mixing: float) -> float:
+    """Of a block's state that is of no color."""
+    mean, hidden = config.invariant_width, config.invariant_mlp_width
+    pool = 2 * 2 * tokens * config.width * mean
+    read = 2 * 2 * tokens * mean**2 + 2 * tokens**2 * mean
+    return pool + read + 3 * 2 * tokens * mean * hidden + mixing * hidden
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The product: reads raw grids and answers in one pass, without the teacher.
 
 In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `C` colors, `V` = 12 cell
-classes, `D` width, `M` MLP width, `K` task tokens a demonstration, `F` teacher feature width.
+classes, `D` width, `M` cell width, `K` task tokens a demonstration, `F` teacher feature width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bridge.arc import NUM_COLORS
 from bridge.canvas import BACKGROUND, BORDER
 from bridge.transforms import NUM_DIHEDRAL
 from student_jax.batch import Array, Batch, StudentOutput
-from student_jax.color_block import ColorBlock, Scene, mean_color, rotary_angles
+from student_jax.color_block import ColorBlock, Scene, States, mean_color, rotary_angles
 from student_jax.config import ModelConfig
 from student_jax.trunk import Projector, Trunk
 
@@ -54,6 +54,9 @@ class GridStudent(nn.Module):
         config = self.config
         self.encoder = Trunk(config, ColorBlock, config.encoder_depth)
         self.core = Trunk(config, ColorBlock, config.depth, config.loops)
+        if config.invariant_width:
+            self.encoder_lift = nn.Dense(config.invariant_width)
+            self.core_lift = nn.Dense(config.invariant_width)
         self.color = nn.Embed(len(TRAITS), config.width)
         self.output_color = nn.Embed(len(TRAITS), config.width)
         self.pair_tokens = self.param(
@@ -113,17 +116,17 @@ class GridStudent(nn.Module):
         )
         x = jnp.concatenate([prefix, cells], 1)
         scene = Scene(colors, None, self._angles(side, prefix.shape[1]), side)
-        x = self.encoder(x, scene, train=train)
+        x = self.encoder(self._lift("encoder", x, colors), scene, train=train)
         count = self.config.tokens_per_pair
         task = TaskTokens(
-            tokens=x[:, :count].reshape(batch, pairs * count, *x.shape[2:]),
+            tokens=x.colors[:, :count].reshape(batch, pairs * count, *x.colors.shape[2:]),
             mask=jnp.asarray(mask),
             colors=colors.reshape(batch, pairs, -1),
             palette=palette,
         )
         if self.config.table:
             task = self._look_up(task, row)
-        states = self._paint(x[:, count:], colors, each)
+        states = self._paint(jax.tree.map(lambda y: y[:, count:], x), colors, each)
         return task, states.reshape(batch, pairs, side, side, -1)
 
     def answer(
@@ -148,7 +151,8 @@ class GridStudent(nn.Module):
         known = jnp.repeat(task.mask, self.config.tokens_per_pair, axis=1)
         mask = jnp.concatenate([known, jnp.ones((batch, side * side), bool)], 1)
         scene = Scene(shown, mask, self._angles(side, prefix), side)
-        x = self.core(x, scene, train=train)[:, prefix:]
+        x = self.core(self._lift("core", x, shown), scene, train=train)
+        x = jax.tree.map(lambda y: y[:, prefix:], x)
         logits = self._classes(x, shown, task.palette).reshape(batch, side, side, -1)
         return logits, self._paint(x, shown, task.palette).reshape(batch, side, side, -1)
 
@@ -251,20 +255,28 @@ class GridStudent(nn.Module):
         dtype = jnp.dtype(self.config.compute)
         return jnp.stack(true, -1).astype(dtype) @ traits.embedding.astype(dtype)
 
-    def _classes(self, x: jax.Array, shown: jax.Array, palette: jax.Array) -> jax.Array:
-        """Maps states [B, T, C, D] to logits f32[B, T, V], in the order of the classes."""
-        colors = jnp.where(shown[:, None], self.color_head(x)[..., 0] - NEVER, 0.0)
-        colors = jnp.einsum("btc,bcv->btv", colors, one_hot(palette)) + NEVER
-        return jnp.concatenate([colors, self.edge_head(mean_color(x, shown))], -1)
+    def _lift(self, trunk: str, x: jax.Array, shown: jax.Array) -> States:
+        """Gives tokens [B, T, C, D] the state of no color that they start with, if any has one."""
+        if not self.config.invariant_width:
+            return States(x)
+        return States(x, getattr(self, f"{trunk}_lift")(mean_color(x, shown)))
 
-    def _paint(self, x: jax.Array, shown: jax.Array, palette: jax.Array) -> jax.Array:
-        """Gathers a cell's states of all colors that are shown, f32[B, T, M]."""
-        real = (one_hot(palette) * shown[..., None]).astype(x.dtype)
-        weights = jnp.einsum("bcv,vdm->bcdm", real, self.paint.astype(x.dtype))
-        return jnp.einsum("btcd,bcdm->btm", x, weights)
+    def _classes(self, x: States, shown: jax.Array, palette: jax.Array) -> jax.Array:
+        """Maps T tokens to logits f32[B, T, V], in the order of the classes."""
+        colors = jnp.where(shown[:, None], self.color_head(x.colors)[..., 0] - NEVER, 0.0)
+        colors = jnp.einsum("btc,bcv->btv", colors, one_hot(palette)) + NEVER
+        mean = mean_color(x.colors, shown) if x.invariant is None else x.invariant
+        return jnp.concatenate([colors, self.edge_head(mean)], -1)
+
+    def _paint(self, x: States, shown: jax.Array, palette: jax.Array) -> jax.Array:
+        """Gathers a token's state of no color and those of all colors shown, f32[B, T, M]."""
+        real = (one_hot(palette) * shown[..., None]).astype(x.colors.dtype)
+        weights = jnp.einsum("bcv,vdm->bcdm", real, self.paint.astype(x.colors.dtype))
+        painted = jnp.einsum("btcd,bcdm->btm", x.colors, weights)
+        return painted if x.invariant is None else jnp.concatenate([painted, x.invariant], -1)
 
     def _angles(self, side: int, prefix: int) -> jax.Array:
-        key_width = self.config.mlp_width // self.config.heads
+        key_width = self.config.key_width // self.config.heads
         return rotary_angles(side, prefix, key_width, self.config.positions)
 
 

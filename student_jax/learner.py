@@ -25,7 +25,8 @@ from student_jax.students import make_student
 from student_jax.terms import cross_entropy
 
 STATES = 2**15  # cells x colors that are answered at once: memory follows them
-ANSWERING = ("core", "color", "color_head", "edge_head")  # the weights that tokens are read with
+# The weights that tokens are read with; a small student has no lift.
+ANSWERING = ("core", "core_lift", "color", "color_head", "edge_head")
 TOKENS_RATE = 3.0  # times the learning rate: tokens are the task's alone
 
 
@@ -68,7 +69,7 @@ class Learner:
             method="encode_task",
         )
         own = ANSWERING if self.config.tier == "weights" else ()
-        learnt: Any = Learnt(task.tokens, {name: params[name] for name in own})
+        learnt: Any = Learnt(task.tokens, {name: params[name] for name in own if name in params})
         return learnt, self._tx.init(learnt), task
 
     def _begin_anew(self, seed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:

@@ -5,6 +5,7 @@ In the shape descriptions: `B` batch, `T` tokens, `D` width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from student_jax.config import ModelConfig
 from student_jax.terms import orthogonal
 
+# A state is an array, or several: these begin the names of the weights that belong to each alone.
+PARTS = ("", "invariant_")
 DType = Any  # jnp.float32 or jnp.bfloat16, of activations; weights are f32
 
 
@@ -43,6 +46,13 @@ class Projector(nn.Module):
         return x @ kernel.astype(x.dtype) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+def each_part(x: Any, change: Callable[[str, jax.Array], jax.Array]) -> Any:
+    """Changes every array of a state; `change` is told how its weights' names begin."""
+    parts, structure = jax.tree.flatten(x)
+    changed = [change(prefix, part) for prefix, part in zip(PARTS, parts, strict=False)]
+    return structure.unflatten(changed)
+
+
 class PreNorm(nn.Module):
     """A block: attention, then an MLP, each normed before and added after; kinds fill in the two.
 
@@ -52,16 +62,16 @@ class PreNorm(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, where: Any, train: bool) -> jax.Array:
+    def __call__(self, x: Any, where: Any, train: bool) -> Any:
         """Maps states [*B, D] to [*B, D]."""
-        x = x + self._drop(self.attention(self._norm("norm1", x), where), train)
-        return x + self._drop(self.mlp(self._norm("norm2", x), where), train)
+        x = self._add(x, self.attention(self._norm("norm1", x), where), train)
+        return self._add(x, self.mlp(self._norm("norm2", x), where), train)
 
-    def attention(self, x: jax.Array, where: Any) -> jax.Array:
+    def attention(self, x: Any, where: Any) -> Any:
         """Lets tokens read each other."""
         raise NotImplementedError
 
-    def mlp(self, x: jax.Array, where: Any) -> jax.Array:
+    def mlp(self, x: Any, where: Any) -> Any:
         """Changes each token's state."""
         raise NotImplementedError
 
@@ -77,11 +87,13 @@ class PreNorm(nn.Module):
         layer = nn.DenseGeneral(shape, axis, dtype=dtype, promote_dtype=keep_bias, name=name)
         return layer(x).astype(dtype)
 
-    def _norm(self, name: str, x: jax.Array) -> jax.Array:
-        return nn.LayerNorm(dtype=jnp.dtype(self.config.compute), name=name)(x)
+    def _norm(self, name: str, x: Any) -> Any:
+        dtype = jnp.dtype(self.config.compute)
+        return each_part(x, lambda prefix, y: nn.LayerNorm(dtype=dtype, name=prefix + name)(y))
 
-    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
-        return nn.Dropout(self.config.dropout, deterministic=not train)(x)
+    def _add(self, x: Any, change: Any, train: bool) -> Any:
+        drop = nn.Dropout(self.config.dropout, deterministic=not train)
+        return jax.tree.map(lambda old, new: old + drop(new), x, change)
 
 
 class Block(PreNorm):
@@ -115,14 +127,21 @@ class Trunk(nn.Module):
     loops: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, where: Any, *, train: bool) -> jax.Array:
+    def __call__(self, x: Any, where: Any, *, train: bool) -> Any:
         """Maps states [*B, D] to [*B, D]; arguments as for the blocks."""
         dtype = jnp.dtype(self.config.compute)
         kind = nn.remat(self.block, static_argnums=(3,)) if self.config.remat else self.block
         blocks = [kind(self.config, name=f"block_{i}") for i in range(self.depth)]
-        rounds = self.param("rounds", nn.initializers.zeros, (self.loops, x.shape[-1]))
+        rounds = each_part(x, self._rounds)
         for loop in range(self.loops):
-            x = (x + rounds[loop].reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
+            which = jax.tree.map(lambda each: each[loop], rounds)  # noqa: B023
+            x = jax.tree.map(lambda y, by: (y + by).astype(dtype), x, which)
             for block in blocks:
                 x = block(x, where, train)
-        return nn.LayerNorm(dtype=dtype, name="norm")(x)
+        return each_part(x, lambda prefix, y: nn.LayerNorm(dtype=dtype, name=f"{prefix}norm")(y))
+
+    def _rounds(self, prefix: str, x: jax.Array) -> jax.Array:
+        """The embeddings of the rounds, with the state's number of axes: [loops, 1.., D]."""
+        shape = (self.loops, x.shape[-1])
+        rounds = self.param(f"{prefix}rounds", nn.initializers.zeros, shape)
+        return rounds.reshape(self.loops, *[1] * (x.ndim - 1), -1)

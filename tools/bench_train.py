@@ -52,7 +52,10 @@ LIMITS = {"nano": 2_000_000, "full": 48_500_000}  # parameters
 # The original at full size is what its own config says.
 SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("grid", "nano"): {"width": 32, "heads": 4, "mlp_width": 64, "depth": 4, "encoder_depth": 2},
-    ("grid", "full"): {"width": 384, "heads": 8, "mlp_width": 1152, "depth": 7, "encoder_depth": 3},
+    ("grid", "full"): {
+        **{"width": 64, "heads": 8, "mlp_width": 192, "invariant_width": 512},
+        **{"depth": 8, "encoder_depth": 3},
+    },
     ("feature", "nano"): {"width": 48, "heads": 4, "mlp_width": 96, "depth": 4},
     ("feature", "full"): {"width": 512, "heads": 8, "mlp_width": 2048, "depth": 9},
     ("original", "nano"): {"width": 32, "heads": 4, "mlp_width": 128, "depth": 2},

@@ -23,6 +23,7 @@ CONFIGS = {
     "original": ModelConfig(kind="original", **{**SMALL, "loops": 1, "max_tokens": 6000}),
     "feature": ModelConfig(kind="feature", canvas=8, max_tokens=6000, **SMALL),
     "grid": ModelConfig(kind="grid", tokens_per_pair=3, table=2, **SMALL),
+    "invariant": ModelConfig(kind="grid", tokens_per_pair=3, invariant_width=40, **SMALL),
     "plain": ModelConfig(kind="grid", positions="1-d", convolution=False, **SMALL),
     "orthogonal": ModelConfig(kind="feature", canvas=8, projector="orthogonal", **SMALL),
 }

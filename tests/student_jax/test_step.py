@@ -242,13 +242,15 @@ def test_two_examples_are_learnt(start):
     assert losses[-1] < losses[0] / 10
 
 
-@pytest.mark.parametrize("kind", ["grid", "feature", "original"])
-def test_model_flops_are_what_xla_counts(kind):
+@pytest.mark.parametrize(
+    ("kind", "invariant"), [("grid", 0), ("grid", 256), ("feature", 0), ("original", 0)]
+)
+def test_model_flops_are_what_xla_counts(kind, invariant):
     """XLA also counts what is done element by element: a few percent."""
     model = ModelConfig(
         kind=kind, width=128, heads=4, mlp_width=256, depth=2, max_tokens=256, canvas=16
     )
-    model = replace(model, loops=1 if kind == "original" else 2)
+    model = replace(model, loops=1 if kind == "original" else 2, invariant_width=invariant)
     batch = flops_batch(model)
     student = make_student(model, 64)
     shapes = jax.eval_shape(lambda: student.init(jax.random.key(0), batch))

@@ -111,10 +111,11 @@ def in_few_colors(batch, count):
     return replace(batch, demonstrations=few(batch.demonstrations), query=few(batch.query))
 
 
-@pytest.fixture(scope="module")
-def said():
+@pytest.fixture(scope="module", params=[0, 24], ids=["colors alone", "invariant state"])
+def said(request):
     """What a student says of a batch in three colors, and how to ask it."""
-    model = make_student(ModelConfig(kind="grid", table=2, **SMALL), 4)
+    config = ModelConfig(kind="grid", table=2, invariant_width=request.param, **SMALL)
+    model = make_student(config, 4)
     batch = in_few_colors(grid_batch(pairs=3), 3)
     params = jax.jit(model.init)(jax.random.key(0), batch)
     ask = jax.jit(lambda batch: model.apply(params, batch, left_out=True))
