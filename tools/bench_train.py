@@ -53,8 +53,12 @@ LIMITS = {"nano": 2_000_000, "full": 48_500_000}  # parameters
 SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("grid", "nano"): {"width": 32, "heads": 4, "mlp_width": 64, "depth": 4, "encoder_depth": 2},
     ("grid", "full"): {
-        **{"width": 64, "heads": 8, "mlp_width": 192, "invariant_width": 512},
-        **{"depth": 8, "encoder_depth": 3},
+        "width": 64,
+        "heads": 8,
+        "mlp_width": 192,
+        "invariant_width": 512,
+        "depth": 8,
+        "encoder_depth": 3,
     },
     ("feature", "nano"): {"width": 48, "heads": 4, "mlp_width": 96, "depth": 4},
     ("feature", "full"): {"width": 512, "heads": 8, "mlp_width": 2048, "depth": 9},
