@@ -42,6 +42,19 @@ def example_flops(
     return 3.0 * _grid_flops(config, feature_width, batch, answers)
 
 
+def answer_flops(
+    config: ModelConfig, side: int, pairs: int, colors: int
+) -> tuple[float, float]:
+    """Returns the FLOPs of reading a task of so many demonstrations, and of answering a query."""
+    cells, each = side**2, config.tokens_per_pair
+    lift = 2 * config.width * config.invariant_width  # a token
+    encoder = config.encoder_depth * _color_block(config, each + cells, cells, colors)
+    tokens = (pairs + bool(config.table)) * each + cells
+    core = config.depth * config.loops * _color_block(config, tokens, cells, colors) + tokens * lift
+    head = 2 * cells * (config.width * colors + 2 * (config.invariant_width or config.width))
+    return pairs * (encoder + (each + cells) * lift), core + head
+
+
 def _feature_flops(config: ModelConfig, feature_width: int, batch: Batch) -> float:
     tokens, width = batch.teacher.shape[-2], config.width
     trunk = config.depth * config.loops * _block(config, tokens)
@@ -55,17 +68,12 @@ def _feature_flops(config: ModelConfig, feature_width: int, batch: Batch) -> flo
 
 def _grid_flops(config: ModelConfig, feature_width: int, batch: Batch, answers: int) -> float:
     pairs, side = batch.demonstrations.shape[-4], batch.demonstrations.shape[-1]
-    cells, colors, each = side**2, batch.palette.shape[-1], config.tokens_per_pair
-    lift = 2 * config.width * config.invariant_width  # a token
-    encoder = config.encoder_depth * _color_block(config, each + cells, cells, colors)
-    encoder = pairs * (encoder + (each + cells) * lift)
-    tokens = (pairs + bool(config.table)) * each + cells
-    core = config.depth * config.loops * _color_block(config, tokens, cells, colors) + tokens * lift
-    head = 2 * cells * (config.width * colors + 2 * (config.invariant_width or config.width))
+    cells, colors = side**2, batch.palette.shape[-1]
+    encoder, core = answer_flops(config, side, pairs, colors)
     frames = (2 * pairs + 1) * (cells / 4)
     paint = (pairs + 1) * 2 * cells * colors * config.width * config.mlp_width
     projectors = frames * 2 * config.cell_width * feature_width
-    return encoder + answers * (core + head) + paint + projectors
+    return encoder + answers * core + paint + projectors
 
 
 def _block(config: ModelConfig, tokens: int) -> float:

@@ -5,6 +5,7 @@ In the shape descriptions: `B` batch, `T` tokens, `D` width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,28 @@ def each_part(x: Any, change: Callable[[str, jax.Array], jax.Array]) -> Any:
     parts, structure = jax.tree.flatten(x)
     changed = [change(prefix, part) for prefix, part in zip(PARTS, parts, strict=False)]
     return structure.unflatten(changed)
+
+
+@functools.cache
+def has_fused_attention(heads: int, head_width: int) -> bool:
+    """Whether cuDNN computes this attention, which then never writes its scores to memory.
+
+    It is tried out, forwards and backwards: what it takes differs from GPU to GPU.
+    """
+    if jax.default_backend() != "gpu":
+        return False
+
+    def attend(x: jax.Array, mask: jax.Array) -> jax.Array:
+        y = jax.nn.dot_product_attention(x, x, x, mask=mask, implementation="cudnn")
+        return y.astype(jnp.float32).sum()
+
+    x = jax.ShapeDtypeStruct((1, 128, heads, head_width), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((1, 1, 1, 128), bool)
+    try:
+        jax.jit(jax.grad(attend)).lower(x, mask).compile()
+    except (RuntimeError, ValueError, NotImplementedError, TypeError):
+        return False
+    return True
 
 
 class PreNorm(nn.Module):
@@ -104,7 +127,10 @@ class Block(PreNorm):
         heads, width = self.config.heads, x.shape[-1]
         shape = (heads, width // heads)
         query, key, value = (self.dense(shape, name, x) for name in ("query", "key", "value"))
-        attended = jax.nn.dot_product_attention(query, key, value, mask=where[:, None, None, :])
+        fused = "cudnn" if query.dtype == jnp.bfloat16 and has_fused_attention(*shape) else None
+        attended = jax.nn.dot_product_attention(
+            query, key, value, mask=where[:, None, None, :], implementation=fused
+        )
         return self.dense(width, "out", attended, axis=(-2, -1))
 
     def mlp(self, x: jax.Array, where: jax.Array) -> jax.Array:
