@@ -24,7 +24,6 @@ from bridge.errors import InputError
 from bridge.store import Features
 from bridge.tree import flatten, unflatten
 from student_jax.batch import (
-    TOKEN_BUCKET,
     Augmentation,
     check_features,
     colors_of,
@@ -38,6 +37,7 @@ from student_jax.grid_student import GridStudent, TaskTokens
 from student_jax.solver import Solver, make_predict
 from student_jax.vote import tally, views_of
 
+TOKENS = 128  # feature sequences are padded to a multiple of this, one program each
 REMEMBERED = 256  # tasks whose tokens are kept: the oldest make room
 # Of no use to an answer: the projectors to the teacher's features, and what feeds them.
 LOSS_ALONE = ("paint", "input_projector", "output_projector", "query_projector", "projector")
@@ -116,21 +116,38 @@ class Engine:
 
     def prepare_views(self, question: Question, shown: Sequence[Augmentation]) -> Prepared:
         """The same for views of the caller's choice."""
-        pairs = question.demonstrations[: self.pairs]
-        colors, side = colors_of(pairs, question.query), side_for(question)
-        encode, program = self.compiled(Shape(Bucket(side, room_for(colors)), len(shown)))
-        drawn = [demonstration_canvases(pairs, side, self.pairs, how) for how in shown]
-        demonstrations, mask = (np.stack(each) for each in zip(*drawn, strict=True))
-        palette = np.stack([palette_of(colors, how) for how in shown])
-        key = b"".join(x.tobytes() for x in (np.array(drawn[0][0].shape), demonstrations, palette))
+        encode, program = self.compiled(self.shape_of(question, len(shown)))
+        *drawn, queries = self.draw(question, shown)
+        key = b"".join([str(drawn[0].shape).encode(), *(x.tobytes() for x in drawn)])
         task = self._tasks.get(key)
         if task is None:
-            task = self._tasks[key] = encode(self.weights, demonstrations, mask, palette)
+            task = self._tasks[key] = encode(self.weights, *drawn)
         self._tasks.move_to_end(key)
         while len(self._tasks) > REMEMBERED:
             self._tasks.popitem(last=False)
-        queries = np.stack([how.canvas(question.query, side) for how in shown])
         return Prepared(program, self.weights, task, jax.device_put(queries), tuple(shown))
+
+    def shape_of(self, question: Question, views: int = 1) -> Shape:
+        """Returns the shape of the programs that answer a question."""
+        colors = colors_of(question.demonstrations[: self.pairs], question.query)
+        return Shape(Bucket(side_for(question), room_for(colors)), views)
+
+    def draw(
+        self, question: Question, shown: Sequence[Augmentation] = (Augmentation(),)
+    ) -> tuple[npt.NDArray[Any], ...]:
+        """Draws views of a question.
+
+        Returns:
+            Demonstrations u8[W, P, 2, N, N], their mask bool[W, P], palettes u8[W, C], and queries
+            u8[W, N, N].
+        """
+        pairs, side = question.demonstrations[: self.pairs], side_for(question)
+        colors = colors_of(pairs, question.query)
+        drawn = [demonstration_canvases(pairs, side, self.pairs, how) for how in shown]
+        demonstrations, mask = (np.stack(each) for each in zip(*drawn, strict=True))
+        palette = np.stack([palette_of(colors, how) for how in shown])
+        queries = np.stack([how.canvas(question.query, side) for how in shown])
+        return demonstrations, mask, palette, queries
 
     def forget(self) -> None:
         """Forgets the tasks that were read."""
@@ -197,7 +214,7 @@ class FeatureEngine:
 
     def pad(self, features: Features) -> tuple[Features, npt.NDArray[np.bool_]]:
         """Pads features to their bucket: bf16[1, T, F] and bool[1, T]."""
-        room = min(-(-len(features) // TOKEN_BUCKET) * TOKEN_BUCKET, self.config.max_tokens)
+        room = min(-(-len(features) // TOKENS) * TOKENS, self.config.max_tokens)
         mask = np.arange(max(room, len(features)))[None] < len(features)
         padded = np.zeros((1, mask.shape[1], features.shape[1]), features.dtype)
         padded[0, : len(features)] = features

@@ -4,12 +4,25 @@ import jax
 import numpy as np
 import pytest
 
+from bridge import config as configs
 from bridge.arc import open_questions
 from bridge.arc_files import load_tasks
+from bridge.canvas import decode
 from bridge.errors import InputError
-from student_jax.engine import LOSS_ALONE, Engine, default_compute, place_weights
+from bridge.scaling import no_scaling
+from student_jax.batch import feature_batch, smallest_batch
+from student_jax.config import ModelConfig, TrainConfig
+from student_jax.engine import (
+    LOSS_ALONE,
+    Engine,
+    FeatureEngine,
+    default_compute,
+    keep_programs,
+    place_weights,
+)
 from student_jax.solve import NANO
-from student_jax.solver import load_solver
+from student_jax.solver import load_solver, make_solver
+from student_jax.students import make_student
 
 IDS = ("007bbfb7", "3c9b0459", "67a3c6ac")  # one bucket after another
 
@@ -90,3 +103,34 @@ def test_it_refuses_a_student_that_needs_its_teacher(solver):
 
 def test_default_compute_follows_the_device():
     assert default_compute() == ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def test_feature_engine_answers_as_the_student_does():
+    config = ModelConfig(kind="feature", width=16, heads=2, mlp_width=16, depth=1, canvas=8)
+    settings = configs.from_dict(TrainConfig, {"out": "none", "data": {"store": "none"}})
+    batch = smallest_batch(config, 4)
+    params = make_student(config, 4).init(jax.random.key(0), batch)["params"]
+    about = {"teacher": None, "trained_on": [], "feature_width": 4}
+    solver = make_solver(replace(settings, model=config), 0, about, params, no_scaling(4))
+    features = np.random.default_rng(0).normal(size=(130, 4)).astype("bfloat16")
+    engine = FeatureEngine(solver)
+    padded, mask = engine.pad(features)
+    assert padded.shape == (1, 256, 4)
+    assert mask.sum() == 130
+    exact = feature_batch(features[None], np.ones((1, 130), bool), np.zeros((1, 8, 8), np.uint8))
+    expected = np.asarray(solver.predict(solver.params, solver.scaling, exact))
+    np.testing.assert_allclose(engine.run(padded, mask), expected, atol=1e-5)
+    same(engine.answer(features), decode(expected[0]))
+    with pytest.raises(InputError, match="expected width 4, got 5"):
+        engine.answer(np.ones((3, 5), features.dtype))
+
+
+def test_compiled_programs_are_kept_where_the_environment_says(monkeypatch, tmp_path):
+    told = jax.config.jax_compilation_cache_dir
+    assert str(keep_programs()) == told
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        assert keep_programs() == tmp_path / "sage-distill" / "programs"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", told)
