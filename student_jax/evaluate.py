@@ -22,6 +22,7 @@ from bridge.predictions import Predictions, check_covers, read_predictions
 from student_jax.baselines import BASELINES, baseline
 from student_jax.breakdown import break_down
 from student_jax.metrics import Scores, pass_2, score
+from student_jax.goals import goals, make_goals_table, read_latency
 from student_jax.paired import Retention, compare, retention
 from student_jax.tables import (
     describe_costs,
@@ -48,6 +49,9 @@ class EvaluateConfig:
     more than chance"""
     source: str = "arcagi/training"
     """where the answers are: as --source of solve"""
+    latency: Path | None = None
+    """what tools/bench_latency.py measured of one of the students: shows what was promised beside
+    what was measured"""
     out: Path | None = None
     """JSON file for the scores; by default scores.json beside the first predictions, or
     comparison.json beside the second that are compared"""
@@ -56,6 +60,8 @@ class EvaluateConfig:
         """Checks that there is something to score."""
         if bool(self.predictions) == bool(self.compare):
             raise ValueError("predictions: expected at least one file, or two to --compare")
+        if self.latency and self.compare:
+            raise ValueError("latency: goals are shown with predictions, not with --compare")
 
 
 def main(config: EvaluateConfig) -> None:
@@ -72,12 +78,29 @@ def main(config: EvaluateConfig) -> None:
         found = show_comparison(console, files, tasks)
     else:
         out = config.out or config.predictions[0].parent / "scores.json"
+        latency = read_latency(config.latency, files) if config.latency else None
         found = show_scores(console, files, tasks)
+        if latency:
+            found["goals"] = show_goals(console, latency, files, found)
     configs.save(config, out.with_suffix(".config.yaml"))
     digests = {name: p.digest for name, p in files.items()}
     found = {"source": config.source, "predictions": digests, **found}
     write_text(out, json.dumps(found, indent=1))
     console.print(f"scores: {out}")
+
+
+def show_goals(
+    console: Console, latency: dict[str, Any], files: dict[str, Predictions], found: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Prints what was promised, and returns it."""
+    kept = [
+        Retention(**found["retention"][name])
+        for name, p in files.items()
+        if name in found["retention"] and p.about.get("parameters") == latency["parameters"]
+    ]
+    rows = goals(latency, kept[0] if kept else None)
+    console.print(make_goals_table(latency, rows))
+    return [asdict(row) for row in rows]
 
 
 def show_scores(

@@ -46,17 +46,18 @@ NO_PART = (
         "pace",
         "spread",
         "cores",
+        *("engine", "goals", "proofs", "stablehlo"),
         "breakdown",
         "paired",
         "tables",
         "outcome",
         *("report_page", "report_gallery", "report_curves", "report_pictures"),
         *("similarity", "alignment"),
-        "export",
+        *("export", "proofs", "stablehlo"),
         "import_weights",
         "release",
     ),
-    *("torch_export", "submission", "__main__"),
+    *("torch_export", "torch_onnx", "torch_original", "manifest", "submission", "__main__"),
 )
 OWN = ("projector", "table")  # weights of one teacher or of one set of tasks
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
