@@ -1,8 +1,8 @@
 """The grid student's PyTorch mirror; see `bridge/torch_student.py` for the others.
 
-In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `T` tokens, `C` = 10
-colors, `V` = 12 cell classes, `D` width, `S` invariant width, `M` MLP width, `H` heads, `F` teacher
-feature width.
+In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `T` tokens, `C` colors,
+`V` = 12 cell classes, `D` width, `S` invariant width, `M` MLP width, `H` heads, `F` teacher feature
+width.
 """
 
 from __future__ import annotations
@@ -185,7 +185,11 @@ class ColorBlock(nn.Module):
 
 
 class GridMirror(nn.Module):
-    """The product: raw grids in, a grid out. Every color has a state, shown or not."""
+    """The product: raw grids in, a grid out.
+
+    Only the palette's colors have a state. Whatever else a palette has room for costs time and
+    changes no answer.
+    """
 
     def __init__(self, config: Mapping[str, Any], feature_width: int) -> None:
         """Takes the sizes of a `ModelConfig` as a dict."""
@@ -220,42 +224,52 @@ class GridMirror(nn.Module):
         self.query_projector = Projector(cell_width, feature_width, config["projector"])
 
     def forward(
-        self, demonstrations: torch.Tensor, mask: torch.Tensor, query: torch.Tensor
+        self,
+        demonstrations: torch.Tensor,
+        mask: torch.Tensor,
+        palette: torch.Tensor,
+        query: torch.Tensor,
     ) -> torch.Tensor:
         """Answers one query per task.
 
         Args:
             demonstrations: u8[B, P, 2, N, N].
             mask: bool[B, P].
+            palette: u8[B, C], the colors that a task shows, each once; 255 fills up.
             query: u8[B, N, N].
 
         Returns:
             f32[B, N, N, V].
         """
-        tokens, colors = self.encode_task(demonstrations)
-        return self.answer(tokens, colors, mask, query)
+        tokens, colors = self.encode_task(demonstrations, palette)
+        return self.answer(tokens, colors, mask, palette, query)
 
-    def encode_task(self, demonstrations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reads demonstrations u8[B, P, 2, N, N].
+    def encode_task(
+        self, demonstrations: torch.Tensor, palette: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reads demonstrations u8[B, P, 2, N, N] of tasks with the colors u8[B, C].
 
         Returns:
             Task tokens f32[B, P * K, C, D], and the colors that each shows, bool[B, P, C]; with a
             table, P + 1 of each.
         """
         batch, pairs, _, side, _ = demonstrations.shape
+        count = palette.shape[1]
+        # repeat_interleave fails as ONNX with a free number of pairs; expand forbids a single one.
+        each = palette.long()[:, None].repeat(1, pairs, 1).flatten(0, 1)
         drawn = demonstrations.long().reshape(batch * pairs, 2, side * side)
-        shown = is_color(drawn.reshape(batch * pairs, -1)).any(1)
-        cells = embed(self.color, drawn[:, 0]) + embed(self.output_color, drawn[:, 1])
-        prefix = self.pair_tokens[None, :, None].expand(batch * pairs, -1, NUM_COLORS, -1)
+        shown = is_color(drawn.reshape(batch * pairs, -1), each).any(1)
+        cells = embed(self.color, drawn[:, 0], each) + embed(self.output_color, drawn[:, 1], each)
+        prefix = self.pair_tokens[None, :, None].expand(batch * pairs, -1, count, -1)
         x = torch.cat([prefix, cells], 1)
         everywhere = torch.ones(x.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
         angles = self._angles(side, self.tokens_per_pair).to(x.device)
         own = self._lift("encoder", x, shown)
         x = self.encoder(x, own, shown, everywhere, angles, side)[0][:, : self.tokens_per_pair]
-        tokens = x.reshape(batch, pairs * self.tokens_per_pair, NUM_COLORS, -1)
+        tokens = x.reshape(batch, pairs * self.tokens_per_pair, count, -1)
         shown = shown.reshape(batch, pairs, -1)
         if self.has_table:
-            own = TABLE_RATE * self.no_row[None, :, None].expand(batch, -1, NUM_COLORS, -1)
+            own = TABLE_RATE * self.no_row[None, :, None].expand(batch, -1, count, -1)
             tokens = torch.cat([tokens, own], 1)
             shown = functional.pad(shown, (0, 0, 0, 1))
         return tokens, shown
@@ -265,23 +279,25 @@ class GridMirror(nn.Module):
         tokens: torch.Tensor,
         colors: torch.Tensor,
         mask: torch.Tensor,
+        palette: torch.Tensor,
         query: torch.Tensor,
     ) -> torch.Tensor:
         """Answers u8[B, N, N] from what `encode_task` returned and which pairs are there."""
-        batch, side = query.shape[0], query.shape[1]
+        batch, side, palette = query.shape[0], query.shape[1], palette.long()
         cells = query.long().reshape(batch, side * side)
         if self.has_table:
             mask = functional.pad(mask, (0, 1), value=True)
-        shown = is_color(cells).any(1) | (colors & mask[..., None]).any(1)
-        x = torch.cat([tokens, embed(self.color, cells)], 1)
+        shown = is_color(cells, palette).any(1) | (colors & mask[..., None]).any(1)
+        x = torch.cat([tokens, embed(self.color, cells, palette)], 1)
         known = mask.repeat_interleave(self.tokens_per_pair, 1)
         everywhere = torch.ones(batch, side * side, dtype=torch.bool, device=x.device)
         angles = self._angles(side, tokens.shape[1]).to(x.device)
         mask, own = torch.cat([known, everywhere], 1), self._lift("core", x, shown)
         x, own = (y[:, tokens.shape[1] :] for y in self.core(x, own, shown, mask, angles, side))
-        logits = self.color_head(x)[..., 0].masked_fill(~shown[:, None], NEVER)
+        colors = (self.color_head(x)[..., 0] - NEVER).masked_fill(~shown[:, None], 0.0)
+        colors = colors @ one_hot(palette).to(colors.dtype) + NEVER
         mean = own if self.invariant else mean_color(x, shown)
-        logits = torch.cat([logits, self.edge_head(mean)], -1)
+        logits = torch.cat([colors, self.edge_head(mean)], -1)
         return logits.reshape(batch, side, side, -1)
 
     def _lift(self, trunk: str, x: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
@@ -302,15 +318,20 @@ def mean_color(x: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     return (x * weights[:, None, :, None]).sum(2)
 
 
-def is_color(cells: torch.Tensor) -> torch.Tensor:
-    """Maps classes i64[B, T] to bool[B, T, C]."""
-    return cells[..., None] == torch.arange(NUM_COLORS, device=cells.device)
+def is_color(cells: torch.Tensor, palette: torch.Tensor) -> torch.Tensor:
+    """Whether cells i64[B, T] have the colors i64[B, C], bool[B, T, C]."""
+    return cells[..., None] == palette[:, None]
 
 
-def embed(traits: nn.Embedding, cells: torch.Tensor) -> torch.Tensor:
+def one_hot(palette: torch.Tensor) -> torch.Tensor:
+    """Maps colors i64[B, C] to bool[B, C, 10]; all False for none."""
+    return palette[..., None] == torch.arange(NUM_COLORS, device=palette.device)
+
+
+def embed(traits: nn.Embedding, cells: torch.Tensor, palette: torch.Tensor) -> torch.Tensor:
     """Maps classes i64[B, T] to the states that they start from, f32[B, T, C, D]."""
-    here = is_color(cells)
-    black = (torch.arange(NUM_COLORS, device=cells.device) == 0).expand_as(here)
+    here = is_color(cells, palette)
+    black = (palette[:, None] == 0).expand_as(here)
     border, background = (
         (cells[..., None] == each).expand_as(here) for each in (BORDER, BACKGROUND)
     )

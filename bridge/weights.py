@@ -6,6 +6,7 @@ Flax keeps a linear layer's matrix as [in, out] and splits attention heads; PyTo
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,8 +119,21 @@ def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     # Not save_file: it gives nobody else the right to read.
-    partial.write_bytes(serialize(dict(tensors), metadata=dict(metadata)))
+    partial.write_bytes(pack(tensors, metadata))
     partial.replace(path)
+
+
+def pack(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """Returns a safetensors file's content, the same for the same tensors and metadata.
+
+    The library puts metadata in another order each time, and a digest would change with it.
+    """
+    content = serialize(dict(tensors), metadata=dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + ordered.ljust(end - 8) + content[end:]
 
 
 def load(path: Path) -> tuple[Flat, dict[str, str]]:

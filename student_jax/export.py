@@ -1,4 +1,4 @@
-"""Writes a student for use elsewhere: a folder with weights, config, a card, and proof inputs.
+"""Writes a student for use elsewhere: weights, StableHLO, TorchScript, ONNX, each proved first.
 
 python -m student_jax.export --checkpoint runs/quickstart/grid --out runs/quickstart/grid_export
 """
@@ -6,69 +6,166 @@ python -m student_jax.export --checkpoint runs/quickstart/grid --out runs/quicks
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-from dataclasses import dataclass, replace
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from bridge import config as configs
-from bridge import weights
-from bridge.canvas import NUM_CLASSES
+from bridge import manifest, weights
+from bridge.errors import InputError
 from bridge.files import write_text
+from bridge.proofs import PROOFS, Proof, hold, save_proofs
 from bridge.tree import flatten
-from student_jax.batch import Batch, all_colors, scale_teacher
-from student_jax.solver import Solver, Which, load_solver, make_predict
-from student_jax.students import make_student
+from student_jax.proofs import Exact, make_proofs
+from student_jax.release import read_release
+from student_jax.solver import Solver, Which, load_solver
+from student_jax.stablehlo import Program, write_stablehlo
 
-PROOFS = 16  # batches that an export is held against, wherever it is loaded
-# Examples, demonstrations, canvas side, teacher tokens.
-PROOF_SHAPES = ((1, 2, 8, 96), (2, 3, 12, 48), (1, 3, 12, 48), (2, 2, 8, 96))
+Format = Literal["safetensors", "stablehlo", "torchscript", "onnx"]
+TORCH_NEEDS = {"torchscript": ("torch",), "onnx": ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Which student, to where."""
+    """Which student, to where, as what."""
 
     checkpoint: Path = Path("runs/quickstart/grid")
-    """a training run's folder"""
+    """a training run's folder, or a released student's"""
     which: Which = "latest"
     """its latest checkpoint, or the one that answered the most held-out questions"""
     out: Path = Path("runs/export")
     """folder to write"""
+    format: tuple[Format, ...] = ("safetensors",)
+    """several may be given; safetensors is written always, the others are made from the same"""
 
 
 def main(config: ExportConfig) -> None:
-    """Write a trained student as safetensors with PyTorch's names.
+    """Write a trained student as safetensors, StableHLO, TorchScript or ONNX.
 
-    The folder holds model.safetensors, config.json, README.md (the model card) and
-    proof.safetensors: inputs with this student's answers, against which
-    `python -m bridge.torch_export` checks what it loads before it makes TorchScript of it.
+    The folder holds model.safetensors (PyTorch's names), config.json, README.md (the model card),
+    proof.safetensors (inputs with this student's answers in f32) and manifest.json, which tells the
+    digest of each file and how far each format is from JAX. What answers a proof otherwise is not
+    written, and the command fails. torchscript and onnx are made by bridge.torch_export, which
+    needs torch.
     """
+    check_needs(config.format)
     solver = load_solver(config.checkpoint, config.which)
-    export(solver, config.out)
+    export(solver, config.out, config.format)
     print(f"wrote {config.out}: {solver.num_parameters:,} parameters at step {solver.step}")
 
 
-def export(solver: Solver, out: Path) -> None:
-    """Writes the folder."""
+def check_needs(formats: Sequence[Format]) -> None:
+    """Refuses a format whose libraries are not there, before anything is written.
+
+    Raises:
+        InputError: naming them.
+    """
+    for name in formats:
+        lacking = [
+            library
+            for library in TORCH_NEEDS.get(name, ())
+            if importlib.util.find_spec(library) is None
+        ]
+        if lacking:
+            extras = "teacher" if name == "torchscript" else "teacher,export"
+            raise InputError(
+                f"format {name}: needs {', '.join(lacking)}; pip install 'sage-distill[{extras}]'"
+            )
+
+
+def export(
+    solver: Solver,
+    out: Path,
+    formats: Sequence[Format] = ("safetensors",),
+    programs: Sequence[Program] | None = None,
+) -> None:
+    """Writes the folder; a format that fails its proofs leaves no file.
+
+    Args:
+        solver: the student.
+        out: the folder; what is in it of other weights is removed.
+        formats: what to write beside the weights.
+        programs: of StableHLO; by default all buckets.
+
+    Raises:
+        InputError: if a format's answers are not the student's.
+    """
+    exact = Exact.of(solver)
+    proofs = make_proofs(exact)
+    write_weights(exact, out, proofs)
+    if "stablehlo" in formats:
+        manifest.remove(out, ["stablehlo"])
+        verdict = write_stablehlo(solver, out, proofs, programs)
+        manifest.record(out, "stablehlo", verdict)
+        print(f"StableHLO: {verdict}\nwrote {out / 'stablehlo'}")
+    wanted = [name for name in TORCH_NEEDS if name in formats]
+    if wanted:
+        export_in_torch(out, wanted)
+
+
+def write_weights(exact: Exact, out: Path, proofs: Sequence[Proof]) -> None:
+    """Writes weights, config, card and proofs, reads them back and holds them to the proofs.
+
+    Raises:
+        InputError: if what was read answers otherwise; it is removed then.
+    """
+    solver, kind = exact.solver, exact.solver.config.model.kind
+    tensors = torch_tensors(solver)
+    about = {"format": "pt", "kind": kind, "step": str(solver.step)}
+    digest = hashlib.sha256(weights.pack(tensors, about)).hexdigest()
+    told = manifest.read_manifest(out).get("student", {})
+    same = told.get("weights_sha256") == digest
+    manifest.remove(out, ["safetensors"] if same else list(manifest.FORMATS))
+    weights.save(out / weights.MODEL, tensors, about)
+    save_proofs(out / PROOFS, kind, proofs)
+    write_text(out / "config.json", json.dumps(describe(solver, digest), indent=1) + "\n")
+    write_text(out / "README.md", model_card(solver))
+    try:
+        # The features' place has no part in the weights, but a config wants it told.
+        store = "unknown" if solver.config.model.reads_features else None
+        release = read_release(out, store=store)
+        answer = exact.answer_with(release.params, release.scaling)
+        verdict = hold(answer, proofs, "safetensors")
+    except InputError:
+        manifest.remove(out, ["safetensors"])
+        raise
+    manifest.begin(out, kind, solver.step, digest, proofs)
+    manifest.record(out, "safetensors", verdict)
+    print(f"safetensors: {verdict}")
+
+
+def export_in_torch(out: Path, formats: Sequence[str]) -> None:
+    """Has PyTorch's side write its formats, in a process of its own: this room knows no torch.
+
+    Raises:
+        InputError: if it fails.
+    """
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "bridge.torch_export", "--folder", str(out)]
+    done = subprocess.run([*command, "--format", *formats], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise InputError(f"format {' '.join(formats)}: {lines[-1].removeprefix('error: ')}")
+
+
+def torch_tensors(solver: Solver) -> weights.Flat:
+    """Returns the weights under PyTorch's names, and the scaling of features where there is one."""
     kind = solver.config.model.kind
     tensors = weights.to_torch(flatten(jax.device_get(solver.params)), kind)
     if kind == "feature":
-        scaling = solver.scaling
         for name in ("mean", "std", "rotation"):
-            if getattr(scaling, name) is not None:
-                tensors[f"scaling.{name}"] = np.asarray(getattr(scaling, name))
-    about = {"format": "pt", "kind": kind, "step": str(solver.step)}
-    weights.save(out / "model.safetensors", tensors, about)
-    about = {"kind": kind, "proofs": str(PROOFS)}
-    weights.save(out / "proof.safetensors", make_proof(solver), about)
-    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-    text = json.dumps(describe(solver, digest), indent=1)
-    write_text(out / "config.json", text + "\n")
-    write_text(out / "README.md", model_card(solver))
+            value = getattr(solver.scaling, name)
+            if value is not None:
+                tensors[f"scaling.{name}"] = np.asarray(value)
+    return tensors
 
 
 def describe(solver: Solver, digest: str) -> dict[str, Any]:
@@ -90,47 +187,6 @@ def describe(solver: Solver, digest: str) -> dict[str, Any]:
             name: config["data"][name] for name in ("tasks", "max_demonstrations")
         },  # which tasks were held out
     }
-
-
-def make_proof(solver: Solver) -> dict[str, np.ndarray]:
-    """Returns random inputs of several shapes, and what the student says to each in float32."""
-    rng = np.random.default_rng(0)
-    exact = replace(solver.config.model, compute="float32")
-    model = make_student(exact, solver.feature_width)
-    predict = make_predict(exact, solver.feature_width)
-    proof: dict[str, np.ndarray] = {}
-    for i in range(PROOFS):
-        batch = random_batch(solver, rng, i)
-        if solver.config.model.reads_features:
-            inputs = {"features": batch.teacher, "mask": batch.teacher_mask}
-        else:
-            inputs = {
-                "demonstrations": batch.demonstrations,
-                "mask": batch.demonstration_mask,
-                "query": batch.query,
-            }
-        with jax.default_matmul_precision("highest"):  # a GPU's default would miss the tolerance
-            values = {**inputs, "log_probs": predict(solver.params, solver.scaling, batch)}
-            if solver.config.model.reads_features:
-                scaled = scale_teacher(batch, solver.scaling)
-                output = model.apply({"params": solver.params}, scaled)
-                values["projected"] = output.features  # pyright: ignore[reportAttributeAccessIssue]
-        proof |= {f"{i}.{name}": np.ascontiguousarray(value) for name, value in values.items()}
-    return proof
-
-
-def random_batch(solver: Solver, rng: np.random.Generator, i: int) -> Batch:
-    """Returns examples of random content; every size that may differ does, in four ways."""
-    size, pairs, side, tokens = PROOF_SHAPES[i % len(PROOF_SHAPES)]
-    return Batch(
-        demonstrations=rng.integers(0, NUM_CLASSES, (size, pairs, 2, side, side)).astype(np.uint8),
-        demonstration_mask=np.broadcast_to(np.arange(pairs) < pairs - i % 2, (size, pairs)),
-        palette=all_colors(size),
-        query=rng.integers(0, NUM_CLASSES, (size, side, side)).astype(np.uint8),
-        answer=np.zeros((size, side, side), np.uint8),
-        teacher=rng.normal(0, 2, (size, tokens, solver.feature_width)).astype(np.float32),
-        teacher_mask=np.broadcast_to(np.arange(tokens) < tokens - 5 * (i % 3), (size, tokens)),
-    )
 
 
 def model_card(solver: Solver) -> str:
@@ -170,8 +226,9 @@ library_name: pytorch
     student = make_mirror(about["model"], about["feature_width"], about["scaling"]).eval()
     student.load_state_dict(load_file("model.safetensors"))
 
-`python -m bridge.torch_export --folder .` checks the weights against `proof.safetensors` and writes
-TorchScript and a `torch.export` program.
+`python -m bridge.torch_export --folder . --format torchscript onnx` checks the weights against
+`proof.safetensors` and writes TorchScript, a `torch.export` program and ONNX. `manifest.json` tells
+what is here, each file's digest, and how far each format's answers are from the student's in JAX.
 """
 
 

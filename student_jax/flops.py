@@ -42,9 +42,7 @@ def example_flops(
     return 3.0 * _grid_flops(config, feature_width, batch, answers)
 
 
-def answer_flops(
-    config: ModelConfig, side: int, pairs: int, colors: int
-) -> tuple[float, float]:
+def answer_flops(config: ModelConfig, side: int, pairs: int, colors: int) -> tuple[float, float]:
     """Returns the FLOPs of reading a task of so many demonstrations, and of answering a query."""
     cells, each = side**2, config.tokens_per_pair
     lift = 2 * config.width * config.invariant_width  # a token

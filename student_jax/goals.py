@@ -67,10 +67,11 @@ def goals(latency: dict[str, Any], retained: Retention | None) -> list[Goal]:
         latency: see `read_latency`; the last case, the dearest, counts.
         retained: of the student's score against the teacher's, if both are scored.
     """
-    timings = list(latency["cases"].values())[-1]["timings"]
+    timings = [case["timings"] for case in latency["cases"].values()]
+    teacher = next((each[WHOLE] for each in timings if WHOLE in each), None)
     return [
         _parameters(latency),
-        *_times(timings.get(WHOLE), timings[ANSWER], latency["device"]),
+        *_times(teacher, timings[-1][ANSWER], latency["device"]),
         _accuracy(retained),
         _memory(latency),
     ]

@@ -53,7 +53,7 @@ NO_PART = (
         "outcome",
         *("report_page", "report_gallery", "report_curves", "report_pictures"),
         *("similarity", "alignment"),
-        *("export", "proofs", "stablehlo"),
+        "export",
         "import_weights",
         "release",
     ),

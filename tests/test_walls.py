@@ -32,6 +32,8 @@ EDGES = {
     "bridge.from_torch",
     "bridge.to_jax",
     "bridge.torch_export",
+    "bridge.torch_onnx",
+    "bridge.torch_original",
     "bridge.torch_student",
     "bridge.torch_grid_student",
 }

@@ -167,7 +167,9 @@ class TorchTask:
         state = weights.to_torch(flatten(jax.device_get(solver.params)), model.kind)
         self.mirror.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
         with torch.no_grad():
-            tokens, self.colors = self.mirror.encode_task(torch.tensor(plain.demonstrations))
+            palette = torch.tensor(np.asarray(plain.palette))
+            drawn = torch.tensor(np.asarray(plain.demonstrations))
+            tokens, self.colors = self.mirror.encode_task(drawn, palette)
         self.tokens = torch.nn.Parameter(tokens)
         self.optimizer = torch.optim.AdamW(
             [
@@ -189,6 +191,7 @@ class TorchTask:
             self.tokens[view],
             self.colors[view],
             mask.repeat_interleave(pairs, 0),
+            torch.tensor(np.asarray(shown.palette)).repeat_interleave(pairs, 0),
             demonstrations[:, :, 0].reshape(-1, side, side),
         )
         answers = demonstrations[:, :, 1].reshape(-1).long()

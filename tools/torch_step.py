@@ -18,7 +18,7 @@ from torch.nn import functional
 from bridge import weights
 from bridge.errors import InputError
 from bridge.from_torch import from_numpy
-from bridge.torch_grid_student import GridMirror
+from bridge.torch_grid_student import GridMirror, one_hot
 from bridge.torch_student import FeatureMirror, Scale, make_mirror
 from bridge.tree import flatten
 from student_jax import state as states
@@ -118,22 +118,26 @@ def make_forward(mirror: torch.nn.Module, scale: Scale) -> Callable[[Tensors], T
 
     Hooks see what a mirror keeps to itself, since its answers do not need it.
     """
-    seen: Tensors = {}
+    seen: dict[str, tuple[Any, Any]] = {}
     for part in {"scaling", "encoder", "core"} & {name for name, _ in mirror.named_children()}:
         mirror.get_submodule(part).register_forward_hook(
-            lambda _module, given, said, part=part: seen.update({part: paint(mirror, given, said)})
+            lambda _module, given, said, part=part: seen.update({part: (given, said)})
         )
 
     def forward(batch: Tensors) -> Triple:
         teacher, mask = batch["teacher"].float(), batch["teacher_mask"]
         if isinstance(mirror, FeatureMirror):
-            return *mirror(teacher, mask), seen.pop("scaling")
+            return *mirror(teacher, mask), seen.pop("scaling")[1]
         target = scale(teacher, mask)
         if not isinstance(mirror, GridMirror):
             return *mirror(target, mask), target
-        logits = mirror(batch["demonstrations"], batch["demonstration_mask"], batch["query"])
-        side = logits.shape[1]
-        pairs, query = (to_patches(seen.pop(part), side) for part in ("encoder", "core"))
+        names = ("demonstrations", "demonstration_mask", "palette", "query")
+        logits = mirror(*(batch[name] for name in names))
+        side, palette = logits.shape[1], batch["palette"]
+        pairs, query = (
+            to_patches(paint(mirror, palette, *seen.pop(part)), side)
+            for part in ("encoder", "core")
+        )
         frames = torch.stack([mirror.input_projector(pairs), mirror.output_projector(pairs)], 1)
         frames = frames.reshape(len(query), -1, frames.shape[-1])
         return logits, torch.cat([frames, mirror.query_projector(query)], 1), target
@@ -141,17 +145,20 @@ def make_forward(mirror: torch.nn.Module, scale: Scale) -> Callable[[Tensors], T
     return forward
 
 
-def paint(mirror: torch.nn.Module, given: tuple[torch.Tensor, ...], said: Any) -> torch.Tensor:
-    """Gathers a grid student's states of the colors that are shown, [B, T, M]; else as it is.
+def paint(mirror: GridMirror, palette: torch.Tensor, given: Any, said: Any) -> torch.Tensor:
+    """Gathers a grid student's state of no color and those of all colors shown, [B, T, M].
 
     Args:
-        mirror: whose part it is.
-        given: what the part was called with; a grid student's second is the colors, bool[B, C].
-        said: what it returned, of a grid student [B, T, C, D].
+        mirror: whose states they are.
+        palette: u8[B, C].
+        given: what its trunk was called with; the third is which colors are shown, bool[*B, C].
+        said: what that returned, [*B, T, C, D] and [*B, T, S].
     """
-    if not isinstance(mirror, GridMirror):
-        return said
-    return torch.einsum("btcd,cdm->btm", said * given[1][:, None, :, None], mirror.paint)
+    states, own = said
+    each = palette.long().repeat_interleave(len(states) // len(palette), 0)
+    real = (one_hot(each) & given[2][..., None]).to(states.dtype)
+    weights = torch.einsum("bcv,vdm->bcdm", real, mirror.paint.to(states.dtype))
+    return torch.cat([torch.einsum("btcd,bcdm->btm", states, weights), own], -1)
 
 
 def to_patches(x: torch.Tensor, side: int) -> torch.Tensor:

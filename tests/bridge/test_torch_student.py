@@ -13,7 +13,7 @@ from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.torch_student import make_mirror
 from bridge.tree import flatten, unflatten
-from student_jax.batch import Batch, all_colors, scale_teacher
+from student_jax.batch import NO_COLOR, Batch, all_colors, scale_teacher
 from student_jax.config import LossConfig, ModelConfig
 from student_jax.losses import distillation_loss
 from student_jax.students import make_student
@@ -68,7 +68,7 @@ def load(mirror, state):
 def inputs_of(config, batch):
     if config.reads_features:
         return torch.tensor(batch.teacher), torch.tensor(batch.teacher_mask)
-    arrays = (batch.demonstrations, batch.demonstration_mask, batch.query)
+    arrays = (batch.demonstrations, batch.demonstration_mask, batch.palette, batch.query)
     return tuple(torch.tensor(array) for array in arrays)
 
 
@@ -88,6 +88,19 @@ def test_forward_equals_the_mirror(both):
     assert relative(output.logits, expected[0]) < 1e-5
     mask = batch.teacher_mask
     assert relative(np.asarray(output.features)[mask], expected[1][mask]) < 1e-5
+
+
+def test_palette_changes_the_cost_and_no_answer_of_the_mirror(both):
+    config, _, _, mirror = both
+    if config.reads_features:
+        pytest.skip("it knows no palette")
+    batch = make_batch((2 * 2 + 1) * 16)
+    clip = lambda x: np.where(x < 10, x % 3, x).astype(np.uint8)  # noqa: E731
+    plain = replace(batch, demonstrations=clip(batch.demonstrations), query=clip(batch.query))
+    few = replace(plain, palette=np.array([[2, 0, 1, NO_COLOR]] * 3, np.uint8))
+    with torch.no_grad():
+        all_slots, four = (mirror(*inputs_of(config, each)) for each in (plain, few))
+    assert relative(four, all_slots) < 1e-5
 
 
 def test_gradients_equal_the_mirrors(both):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 from dataclasses import asdict
@@ -14,6 +15,8 @@ import torch
 
 from bridge import torch_export, weights
 from bridge.errors import InputError
+from bridge.manifest import digest_of, read_manifest
+from bridge.proofs import read_proofs
 from bridge.torch_export import TorchExportConfig
 from bridge.torch_student import OriginalMirror, make_mirror
 from student_jax.config import ModelConfig
@@ -21,6 +24,7 @@ from student_jax.export import ExportConfig
 from student_jax.export import main as export
 from student_jax.import_weights import ImportConfig
 from student_jax.import_weights import main as import_weights
+from student_jax.proofs import batch_of, feature_inputs
 from student_jax.solver import load_solver
 from student_jax.train import train
 
@@ -67,15 +71,25 @@ def test_folder_holds_what_others_look_for(exported):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_torchscript_and_export_answer_as_the_student_does(exported, capsys):
     folder = exported / "export"
-    torch_export.main(TorchExportConfig(folder=folder))
+    logging.getLogger("torch").setLevel(logging.WARNING)
+    logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # pytest would keep megabytes
+    grid = not load_solver(exported / "run").config.model.reads_features
+    formats = ("torchscript",) if grid else ("torchscript", "onnx")  # see test_export_formats.py
+    torch_export.main(TorchExportConfig(folder=folder, format=formats))
     told = capsys.readouterr().out
-    assert told.count("largest gap") == 3
-    proofs = torch_export.read_proofs(folder)
-    assert len(proofs) == 16
+    assert told.count("largest gap") == 2 + len(formats)
+    proofs = read_proofs(folder)
+    assert len(proofs) >= 100
     script = torch.jit.load(str(folder / "model.torchscript.pt"))
-    assert torch_export.check(script, proofs, "TorchScript") < 1e-4
+    assert torch_export.check(script, proofs, "TorchScript").largest < 1e-4
     program = torch.export.load(folder / "model.pt2").module()
-    assert torch_export.check(program, proofs, "torch.export") < 1e-4
+    assert torch_export.check(program, proofs, "torch.export").largest < 1e-4
+    told = read_manifest(folder)
+    assert told["formats"].keys() == {"safetensors", *formats}
+    assert all(told["formats"][name]["max_error"] < 1e-4 for name in formats)
+    for format in told["formats"].values():
+        for name, about in format["files"].items():
+            assert about["sha256"] == digest_of(folder / name)
 
 
 def test_gate_fails_on_other_weights(exported, tmp_path):
@@ -99,6 +113,30 @@ def test_gate_fails_on_other_weights(exported, tmp_path):
         with pytest.raises(InputError, match="mirror: proof 0: expected the JAX student's answer"):
             torch_export.main(TorchExportConfig(folder=tmp_path))
         assert not list(tmp_path.glob("model.*pt*"))
+
+
+def test_export_again_gives_the_same_weights_and_removes_what_is_stale(exported, tmp_path):
+    run = exported / "run"
+    if load_solver(run).config.model.reads_features:
+        pytest.skip("one kind is enough")
+    export(ExportConfig(checkpoint=run, out=tmp_path))
+    before = digest_of(exported / "export/model.safetensors")
+    assert digest_of(tmp_path / "model.safetensors") == before
+    assert digest_of(tmp_path / "proof.safetensors") == digest_of(
+        exported / "export/proof.safetensors"
+    )
+    (tmp_path / "model.onnx").write_text("of these weights")
+    (tmp_path / "stablehlo").mkdir()
+    (tmp_path / "stablehlo/8x4.bin").write_text("of these weights")
+    export(ExportConfig(checkpoint=run, out=tmp_path))
+    assert (tmp_path / "model.onnx").exists()
+    told = json.loads((tmp_path / "manifest.json").read_text())
+    told["student"]["weights_sha256"] = "of others"
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    export(ExportConfig(checkpoint=run, out=tmp_path))
+    assert not (tmp_path / "model.onnx").exists()
+    assert not list(tmp_path.rglob("*.bin"))
+    assert read_manifest(tmp_path)["student"]["weights_sha256"] == before
 
 
 def test_import_gives_the_same_student_bit_for_bit(exported, store_path, tmp_path):
@@ -189,9 +227,7 @@ def test_originals_checkpoint_answers_in_jax_as_in_torch(store_path, tmp_path):
     )
     solver = load_solver(tmp_path / "run")
     assert len(solver.trained_on) == 400  # it split pairs: every task was trained on
-    from student_jax.export import random_batch
-
-    batch = random_batch(solver, np.random.default_rng(0), 0)
+    batch = batch_of(next(feature_inputs(solver)), 30)
     got = solver.predict(solver.params, solver.scaling, batch)
     with torch.no_grad():
         logits, _ = mirror.eval()(torch.tensor(batch.teacher), torch.tensor(batch.teacher_mask))

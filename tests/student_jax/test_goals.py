@@ -59,5 +59,5 @@ def test_latency_of_another_student_is_refused(tmp_path):
     with pytest.raises(InputError, match="expected a student of 7 parameters, got one of 1,000"):
         read_latency(path, other)
     path.write_text("{}")
-    with pytest.raises(InputError, match="expected what tools/bench_latency.py wrote"):
+    with pytest.raises(InputError, match=r"expected what tools/bench_latency\.py wrote"):
         read_latency(path, file)

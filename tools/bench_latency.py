@@ -1,0 +1,217 @@
+"""Measures latency: GR00T N1.5 and the students, on one task, on one machine, in one run.
+
+    python tools/bench_latency.py --out tools/measurements/latency_cpu.json
+    python tools/bench_latency.py --cases 12x4x3 32x10x10 --runs 500 --out latency.json  # a GPU
+
+A case is SIDE x COLORS x DEMONSTRATIONS: of the canvas, of its palette, of the task. The student is
+`--preset` with random weights, unless `--checkpoint` names a trained one: times follow sizes alone.
+The second case is looked at more closely, and there the teacher is timed: it sees pictures, all of
+one size. Everybody takes turns, so ratios hold on a busy machine where milliseconds do not. Each
+runtime must first give JAX's answer. The teacher draws no grid: its time is that of an action.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import torch
+from conditions import conditions
+from latency_growth import cold_starts, curves
+from latency_sides import (
+    engine_sides,
+    feature_sides,
+    make_task,
+    onnx_side,
+    question_of,
+    teacher_sides,
+    torch_sides,
+    vote_sides,
+    write_onnx,
+)
+from latency_tables import plot, show
+from timing import race
+
+from bridge import config as configs
+from bridge import weights
+from bridge.files import write_text
+from bridge.scaling import no_scaling
+from student_jax.batch import ROOMS, smallest_batch
+from student_jax.config import ModelConfig, TrainConfig
+from student_jax.engine import Engine
+from student_jax.export import describe, torch_tensors
+from student_jax.flops import matmul_ceiling
+from student_jax.solver import Solver, load_solver, make_solver
+from student_jax.students import make_student
+from teacher_torch.policy import UNUSED, Gr00tPolicy, load_policy
+
+TEACHER_WIDTH = 2048
+FEATURE = ModelConfig(kind="feature", width=512, heads=8, mlp_width=2048, depth=9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchLatencyConfig:
+    """What to time."""
+
+    preset: Path = Path("configs/full.yaml")
+    """training config of the student, which then has random weights"""
+    checkpoint: Path | None = None
+    """a run or a released student instead"""
+    cases: tuple[str, ...] = ("8x4x3", "12x4x3", "16x6x3", "32x10x3")
+    """SIDExCOLORSxDEMONSTRATIONS"""
+    runs: int = 200
+    """of each contender and case"""
+    seconds: float = 20.0
+    """at most, of each contender and case; what was not reached is told"""
+    rounds: int = 3
+    """in which everybody has a turn, with one run at least"""
+    views: tuple[int, ...] = (8, 64, 300)
+    """in one call, on the second case"""
+    teacher: Literal["full", "tiny", "none"] = "full"
+    """GR00T N1.5's size, random weights"""
+    feature_tokens: int = 5164
+    """the original's length; 0 leaves the feature student out"""
+    onnx: bool = True
+    """needs the export extra"""
+    curves: bool = True
+    """how times grow with the canvas, demonstrations, views and loops"""
+    out: Path | None = None
+    """JSON file; a plot is put beside it"""
+
+    def __post_init__(self) -> None:
+        """Checks the cases."""
+        for case in self.cases:
+            if not re.fullmatch(r"\d+x\d+x\d+", case) or int(case.split("x")[1]) not in ROOMS:
+                raise ValueError(
+                    f"cases: expected SIDExCOLORSxDEMONSTRATIONS, COLORS of {ROOMS}, "
+                    f"such as 12x4x3; got {case}"
+                )
+
+
+def main(config: BenchLatencyConfig) -> None:
+    """Time the teacher and the students side by side."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some, too
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    under = conditions("jax", "flax", "torch", "transformers", "onnxruntime")
+    solver = load_solver(config.checkpoint) if config.checkpoint else random_student(config.preset)
+    engine = Engine(solver)
+    result: dict[str, Any] = {
+        **under,
+        "device": jax.devices()[0].device_kind,
+        "config": configs.to_dict(config),
+        "weights": str(config.checkpoint) if config.checkpoint else "random",
+        "parameters": solver.num_parameters,
+        "compute": engine.compute,
+        "ceiling_flops_per_second": matmul_ceiling(engine.compute),
+    }
+    policy = None
+    if config.teacher != "none":
+        half = torch.bfloat16 if device == "cuda" else torch.float32
+        policy = load_policy("random", config.teacher, 0, device, half)
+        count = policy.parameter_counts()["taking part"]
+        result["teacher"] = {
+            "size": config.teacher,
+            "weights": policy.teacher.weights,
+            "parameters": count,
+            "released_parameters": count + sum(UNUSED.values()) * (config.teacher == "full"),
+            "bytes": count * half.itemsize,
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        write_student(Path(folder), solver, engine, config)
+        result["cases"] = {
+            case: measure_case(config, solver, engine, policy, case, Path(folder), device)
+            for case in config.cases
+        }
+        result["cold"] = cold_starts(Path(folder), make_task(*sizes_of(middle_case(config))))
+    if config.feature_tokens:
+        reader = random_student(FEATURE)
+        sides = feature_sides(reader, config.feature_tokens, device)
+        result["feature"] = race(sides, config.runs, config.seconds, config.rounds)
+        result["feature_parameters"] = reader.num_parameters
+    if config.curves:
+        result["curves"] = curves(solver, min(config.runs, 30), config.seconds / 4)
+    show(result)
+    if config.out:
+        write_text(config.out, json.dumps(result, indent=1) + "\n")
+        plot(result, config.out.with_suffix(".png"))
+
+
+def random_student(source: Path | ModelConfig) -> Solver:
+    """Returns a student of a config with the weights that training begins from."""
+    if isinstance(source, ModelConfig):
+        store = {"store": "none"}  # it needs one to be trained, not to be timed
+        settings = configs.from_dict(TrainConfig, {"out": "none", "data": store})
+        settings = replace(settings, model=source)
+    else:
+        settings = configs.load(TrainConfig, source)
+    width = 1 if settings.model.kind == "grid" and not settings.data.store else TEACHER_WIDTH
+    empty = smallest_batch(settings.model, width)
+    params = jax.jit(make_student(settings.model, width).init)(jax.random.key(0), empty)["params"]
+    about = {"teacher": None, "trained_on": [], "feature_width": width}
+    return make_solver(settings, 0, about, params, no_scaling(width))
+
+
+def write_student(folder: Path, solver: Solver, engine: Engine, config: BenchLatencyConfig) -> None:
+    """Writes the student as others load it; each runtime's answers are checked case by case."""
+    weights.save(folder / weights.MODEL, torch_tensors(solver), {"format": "pt"})
+    digest = hashlib.sha256((folder / weights.MODEL).read_bytes()).hexdigest()
+    write_text(folder / "config.json", json.dumps(describe(solver, digest)))
+    if config.onnx:
+        write_onnx(folder / "model.onnx", solver, engine, make_task(12, 4, 3))
+
+
+def sizes_of(case: str) -> tuple[int, int, int]:
+    """Returns side, colors and demonstrations."""
+    side, colors, demonstrations = (int(x) for x in case.split("x"))
+    return side, colors, demonstrations
+
+
+def middle_case(config: BenchLatencyConfig) -> str:
+    """Returns the case that is looked at more closely."""
+    return config.cases[min(1, len(config.cases) - 1)]
+
+
+def measure_case(
+    config: BenchLatencyConfig,
+    solver: Solver,
+    engine: Engine,
+    policy: Gr00tPolicy | None,
+    case: str,
+    folder: Path,
+    device: str,
+) -> dict[str, Any]:
+    """Times everybody on one task."""
+    text = make_task(*sizes_of(case))
+    sides = engine_sides(engine, solver.config.model, text)
+    if case == middle_case(config):
+        for views in config.views:
+            vote = vote_sides(engine, solver.config.model, text, views)
+            sides[f"JAX: network, {views} views"] = vote
+    sides |= torch_sides(solver, engine, text, device)
+    if config.onnx:
+        sides["ONNX Runtime: read + network"] = onnx_side(folder, solver, engine, text)
+    if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
+        sides |= teacher_sides(policy, question_of(text), device)
+    programs = engine.compiled(engine.shape_of(question_of(text)))
+    return {
+        "timings": race(sides, config.runs, config.seconds, config.rounds),
+        "device_bytes": max(planned_bytes(program) for program in programs),
+        "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+    }
+
+
+def planned_bytes(program: Any) -> int:
+    """Returns the device memory that a program needs by XLA's own plan, weights included."""
+    plan = program.memory_analysis()
+    return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+
+
+if __name__ == "__main__":
+    configs.command(main, BenchLatencyConfig)

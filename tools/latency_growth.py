@@ -1,0 +1,106 @@
+"""How a student's latency grows with the question, and how long its first answer takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from latency_sides import engine_sides, make_task, vote_sides
+from timing import fitted_exponent, race
+
+from student_jax.batch import smallest_batch
+from student_jax.engine import Engine
+from student_jax.solver import Solver
+from student_jax.students import make_student
+
+COLD = """
+import sys, time
+started = time.perf_counter()
+import json, resource
+from pathlib import Path
+from bridge.arc import open_questions, parse_task
+from student_jax.engine import Engine, keep_programs
+from student_jax.solver import load_solver
+keep_programs()
+engine = Engine(load_solver(Path(sys.argv[1])))
+task = parse_task("bench", json.loads(Path(sys.argv[2]).read_text()), "bench")
+engine.answer(open_questions(task)[0])
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def cold_starts(folder: Path, text: str) -> dict[str, dict[str, float]]:
+    """Times a new process until its first answer, with nothing kept and with programs kept.
+
+    Args:
+        folder: an exported student.
+        text: JSON of the task.
+    """
+    (folder / "task.json").write_text(text)
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("nothing kept", "programs kept"):
+            command = [sys.executable, "-c", COLD, str(folder), str(folder / "task.json")]
+            environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+            started = time.perf_counter()
+            said = subprocess.run(
+                command, env=environment, check=True, capture_output=True, text=True
+            ).stdout.split()
+            found[name] = {
+                "seconds": time.perf_counter() - started,
+                "of_them_after_python_started": float(said[-2]),
+                "peak_host_mib": float(said[-1]),
+            }
+    return found
+
+
+def curves(solver: Solver, runs: int, seconds: float) -> dict[str, Any]:
+    """Times the network while one size grows, and fits the exponent of its growth.
+
+    Args:
+        solver: a grid student.
+        runs: of each point.
+        seconds: at most, of each point.
+    """
+
+    def network(engine: Engine, side: int, demonstrations: int, views: int = 1) -> float:
+        text = make_task(side, 4, demonstrations)
+        vote = vote_sides(engine, solver.config.model, text, views)
+        return race({"": vote}, runs, seconds)[""]["p50"]
+
+    def reading(demonstrations: int) -> float:
+        engine = engine_for(solver, demonstrations)
+        sides = engine_sides(engine, solver.config.model, make_task(12, 4, demonstrations))
+        return race({"": sides["JAX: JSON to grid, new task"]}, runs, seconds)[""]["p50"]
+
+    def looped(loops: int) -> float:
+        model = replace(solver.config.model, loops=loops)
+        width = solver.feature_width
+        params = make_student(model, width).init(jax.random.key(0), smallest_batch(model, width))
+        other = replace(solver, params=params["params"], config=replace(solver.config, model=model))
+        return network(Engine(other), 12, 3)
+
+    engine = engine_for(solver, 3)
+    points = {
+        "cells of the canvas": [(n * n, network(engine, n, 3)) for n in (8, 12, 16, 20, 24, 32)],
+        "demonstrations, read anew": [(n, reading(n)) for n in (1, 2, 4, 8)],
+        "views in one call": [(n, network(engine, 12, 3, n)) for n in (1, 2, 4, 8, 16)],
+        "loops": [(n, looped(n)) for n in (1, 2, 4)],
+    }
+    return {
+        name: {"points": line, "exponent": round(fitted_exponent(line), 2)}
+        for name, line in points.items()
+    }
+
+
+def engine_for(solver: Solver, demonstrations: int) -> Engine:
+    """Returns an engine that reads so many demonstrations."""
+    data = replace(solver.config.data, max_demonstrations=demonstrations)
+    return Engine(replace(solver, config=replace(solver.config, data=data)))
