@@ -21,8 +21,8 @@ from bridge.files import write_text
 from bridge.predictions import Predictions, check_covers, read_predictions
 from student_jax.baselines import BASELINES, baseline
 from student_jax.breakdown import break_down
-from student_jax.metrics import Scores, pass_2, score
 from student_jax.goals import goals, make_goals_table, read_latency
+from student_jax.metrics import Scores, pass_2, score
 from student_jax.paired import Retention, compare, retention
 from student_jax.tables import (
     describe_costs,
