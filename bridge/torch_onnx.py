@@ -75,7 +75,10 @@ def check(path: Path, proofs: Sequence[Proof]) -> Verdict:
     Raises:
         InputError: naming the first proof that it answers otherwise.
     """
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Threads that wait without giving way take minutes where others want the same cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def answer(inputs: dict[str, Array]) -> tuple[Array, Array | None]:
         try:

@@ -6,6 +6,8 @@ import os
 # deadlock in a loop of collectives unless XLA's thread pool is larger than the machine.
 os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# PyTorch's threads wait without giving way: beside another worker, tests take ten times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
