@@ -125,22 +125,30 @@ def main(config: BenchLatencyConfig) -> None:
         }
     with tempfile.TemporaryDirectory() as folder:
         write_student(Path(folder), solver, engine, config)
-        result["cases"] = {
-            case: measure_case(config, solver, engine, policy, case, Path(folder), device)
-            for case in config.cases
-        }
+        result["cases"] = {}
+        for case in config.cases:
+            found = measure_case(config, solver, engine, policy, case, Path(folder), device)
+            result["cases"][case] = found
+            keep(config, result)
         result["cold"] = cold_starts(Path(folder), make_task(*sizes_of(middle_case(config))))
     if config.feature_tokens:
         reader = random_student(FEATURE)
         sides = feature_sides(reader, config.feature_tokens, device)
         result["feature"] = race(sides, config.runs, config.seconds, config.rounds)
         result["feature_parameters"] = reader.num_parameters
+        keep(config, result)
     if config.curves:
         result["curves"] = curves(solver, min(config.runs, 30), config.seconds / 4)
     show(result)
+    keep(config, result)
+    if config.out:
+        plot(result, config.out.with_suffix(".png"))
+
+
+def keep(config: BenchLatencyConfig, result: dict[str, Any]) -> None:
+    """Writes what is measured so far: a bench that is stopped loses no case."""
     if config.out:
         write_text(config.out, json.dumps(result, indent=1) + "\n")
-        plot(result, config.out.with_suffix(".png"))
 
 
 def random_student(source: Path | ModelConfig) -> Solver:
