@@ -23,7 +23,7 @@ from student_jax.students import make_student
 COLD = """
 import sys, time
 started = time.perf_counter()
-import json, resource
+import json
 from pathlib import Path
 from bridge.arc import open_questions, parse_task
 from student_jax.engine import Engine, keep_programs
@@ -32,7 +32,9 @@ keep_programs()
 engine = Engine(load_solver(Path(sys.argv[1])))
 task = parse_task("bench", json.loads(Path(sys.argv[2]).read_text()), "bench")
 engine.answer(open_questions(task)[0])
-print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# Not getrusage: its peak is inherited from the process that started this one.
+peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(time.perf_counter() - started, int(peak[0].split()[1]) / 1024 if peak else 0)
 """
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 def show(result: dict[str, Any]) -> None:
     """Prints a table for each case."""
-    console, ceiling = Console(), result["ceiling_flops_per_second"]
+    console, ceiling = Console(width=120), result["ceiling_flops_per_second"]
     of_all = [found["timings"] for found in result["cases"].values()]
     slowest = next((each["GR00T: whole"] for each in of_all if "GR00T: whole" in each), None)
     for case, found in result["cases"].items():
