@@ -21,26 +21,26 @@ import numpy.typing as npt
 from bridge.arc import Question
 from bridge.canvas import Attempts, decode, decode_whole, side_for
 from bridge.errors import InputError
+from bridge.scaling import Scaling
 from bridge.store import Features
 from bridge.tree import flatten, unflatten
 from student_jax.batch import (
     Augmentation,
+    Batch,
     check_features,
     colors_of,
     demonstration_canvases,
     palette_of,
-    room_for,
 )
 from student_jax.batch import feature_batch as batch_of
 from student_jax.data import Bucket
 from student_jax.grid_student import GridStudent, TaskTokens
 from student_jax.solver import Solver, make_predict
+from student_jax.students import needed_to_answer, with_unused
 from student_jax.vote import tally, views_of
 
 TOKENS = 128  # feature sequences are padded to a multiple of this, one program each
 REMEMBERED = 256  # tasks whose tokens are kept: the oldest make room
-# Of no use to an answer: the projectors to the teacher's features, and what feeds them.
-LOSS_ALONE = ("paint", "input_projector", "output_projector", "query_projector", "projector")
 
 Program = Callable[..., Any]  # compiled
 
@@ -90,9 +90,7 @@ class Engine:
         self.compute = compute or default_compute()
         config = replace(solver.config.model, compute=self.compute, remat=False)  # type: ignore[arg-type]
         self._model = GridStudent(config, solver.feature_width)
-        self._left_out = jax.eval_shape(
-            lambda: {name: solver.params[name] for name in LOSS_ALONE if name in solver.params}
-        )
+        self._like = jax.eval_shape(lambda: solver.params)
         self.weights = place_weights(solver.params, self.compute)
         self.pairs = solver.config.data.max_demonstrations
         self._programs: dict[Shape, tuple[Program, Program]] = {}
@@ -116,8 +114,8 @@ class Engine:
 
     def prepare_views(self, question: Question, shown: Sequence[Augmentation]) -> Prepared:
         """The same for views of the caller's choice."""
-        encode, program = self.compiled(self.shape_of(question, len(shown)))
         *drawn, queries = self.draw(question, shown)
+        encode, program = self.compiled(shape_of(drawn[-1], queries))
         key = b"".join([str(drawn[0].shape).encode(), *(x.tobytes() for x in drawn)])
         task = self._tasks.get(key)
         if task is None:
@@ -126,11 +124,6 @@ class Engine:
         while len(self._tasks) > REMEMBERED:
             self._tasks.popitem(last=False)
         return Prepared(program, self.weights, task, jax.device_put(queries), tuple(shown))
-
-    def shape_of(self, question: Question, views: int = 1) -> Shape:
-        """Returns the shape of the programs that answer a question."""
-        colors = colors_of(question.demonstrations[: self.pairs], question.query)
-        return Shape(Bucket(side_for(question), room_for(colors)), views)
 
     def draw(
         self, question: Question, shown: Sequence[Augmentation] = (Augmentation(),)
@@ -174,18 +167,15 @@ class Engine:
         """Reads demonstrations u8[W, P, 2, N, N]."""
         drawn = (demonstrations, mask, palette)
         task: Any
-        task, _ = self._model.apply(self._whole(weights), *drawn, method="encode_task")
+        variables = {"params": with_unused(weights, self._like)}
+        task, _ = self._model.apply(variables, *drawn, method="encode_task")
         return task
 
     def _answer(self, weights: Any, task: TaskTokens, queries: Any) -> jax.Array:
         """Answers queries u8[W, N, N]: log-probabilities f32[W, N, N, V]."""
-        said: Any = self._model.apply(self._whole(weights), task, queries, method="answer")
+        variables = {"params": with_unused(weights, self._like)}
+        said: Any = self._model.apply(variables, task, queries, method="answer")
         return jax.nn.log_softmax(said[0].astype(jnp.float32))
-
-    def _whole(self, weights: Any) -> dict[str, Any]:
-        """Puts zeros for what is declared and never used: XLA drops them."""
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._left_out)
-        return {"params": {**weights, **zeros}}
 
 
 class FeatureEngine:
@@ -199,8 +189,9 @@ class FeatureEngine:
             remat=False,
         )
         self._predict = make_predict(self.config, solver.feature_width)
+        self._like = jax.eval_shape(lambda: solver.params)
         self._width, self._scaling = solver.feature_width, solver.scaling
-        self.weights = place_weights(solver.params, self.config.compute, keep=LOSS_ALONE)
+        self.weights = place_weights(solver.params, self.config.compute)
         self._programs: dict[int, Program] = {}
 
     def answer(self, features: Features) -> Attempts:
@@ -226,9 +217,12 @@ class FeatureEngine:
         side = self.config.answer_side
         batch = batch_of(features, mask, np.zeros((1, side, side), np.uint8))
         if features.shape[1] not in self._programs:
-            lowered = jax.jit(self._predict).lower(self.weights, self._scaling, batch)
+            lowered = jax.jit(self._answer).lower(self.weights, self._scaling, batch)
             self._programs[features.shape[1]] = lowered.compile()
         return self._programs[features.shape[1]](self.weights, self._scaling, batch)
+
+    def _answer(self, weights: Any, scaling: Scaling, batch: Batch) -> jax.Array:
+        return self._predict(with_unused(weights, self._like), scaling, batch)
 
 
 def default_compute() -> str:
@@ -236,16 +230,20 @@ def default_compute() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def place_weights(params: Any, compute: str, keep: Sequence[str] = ()) -> Any:
+def shape_of(palette: npt.NDArray[Any], queries: npt.NDArray[Any]) -> Shape:
+    """Returns the shape of the programs that answer questions so drawn."""
+    return Shape(Bucket(queries.shape[-1], palette.shape[-1]), len(queries))
+
+
+def place_weights(params: Any, compute: str) -> Any:
     """Puts on the device what answering needs, as it is computed with.
 
     The matrices of blocks are cast once and not in every call; the numbers are the same, since
     the layers cast them anyway. Norms and biases stay in float32.
     """
-    needed = {name: part for name, part in params.items() if name in keep or name not in LOSS_ALONE}
     cast = {
         name: jnp.asarray(leaf, compute) if ".block_" in name and name.endswith("kernel") else leaf
-        for name, leaf in flatten(needed).items()
+        for name, leaf in flatten(needed_to_answer(params)).items()
     }
     return jax.device_put(unflatten(cast))
 

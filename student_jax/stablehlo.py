@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -29,10 +28,10 @@ from bridge.canvas import SIDES
 from bridge.proofs import Proof, Verdict, hold
 from bridge.tree import flatten, unflatten
 from bridge.weights import Array
-from student_jax.batch import NO_COLOR, ROOMS, TOKEN_BUCKET, scale_teacher
+from student_jax.batch import NO_COLOR, ROOMS, TOKEN_BUCKET
 from student_jax.proofs import batch_of
-from student_jax.solver import Solver
-from student_jax.students import make_student
+from student_jax.solver import Solver, make_predict
+from student_jax.students import needed_to_answer, with_unused
 
 FOLDER = "stablehlo"  # in an export's folder
 WEIGHTS = "weights.safetensors"
@@ -79,7 +78,7 @@ def write_stablehlo(
         InputError: if an answer differs; nothing is written then.
     """
     chosen = tuple(chosen or programs_of(solver))
-    leaves = used_leaves(solver, chosen[0])
+    leaves = used_leaves(solver)
     made: dict[str, bytes] = {}
     verdicts = []
     for program in chosen:
@@ -121,30 +120,14 @@ def lower(solver: Solver, program: Program, leaves: Mapping[str, Array]) -> byte
 def make_answer(solver: Solver) -> Any:
     """Returns (weights by name, *inputs) -> log-probabilities f32[B, N, N, V]; nothing is state."""
     config = replace(solver.config.model, compute="float32")
-    model = make_student(config, solver.feature_width)
-    # Flax wants all there are; those that no answer needs are 0, and gone from the program.
-    shapes = {name: leaf.shape for name, leaf in flatten(solver.params).items()}
+    predict = make_predict(config, solver.feature_width)
     names = ("features", "mask") if config.reads_features else tuple(_grid_shapes(1, 8, 4))
 
     def answer_one(leaves: Mapping[str, Any], inputs: Mapping[str, Any]) -> jax.Array:
         batch = batch_of({name: array[None] for name, array in inputs.items()}, config.answer_side)
-        scales = {
-            name: leaves[f"scaling.{name}"] for name in SCALING if f"scaling.{name}" in leaves
-        }
-        own = {
-            name: leaves[name] if name in leaves else jnp.zeros(shape)
-            for name, shape in shapes.items()
-        }
-        variables = {"params": unflatten(own)}
-        if config.reads_features:
-            output: Any = model.apply(
-                variables, scale_teacher(batch, replace(solver.scaling, **scales))
-            )
-            logits = output.logits
-        else:
-            read: Any = model.apply(variables, batch, method="read")
-            logits = read[2]
-        return jax.nn.log_softmax(logits.astype(jnp.float32))[0]
+        own = unflatten(leaves)
+        scaling = replace(solver.scaling, **own.pop("scaling", {}))
+        return predict(with_unused(own, solver.params), scaling, batch)[0]
 
     def answer(leaves: Mapping[str, Any], *inputs: Any) -> jax.Array:
         # One question at a time, mapped over the batch: networks ask how many there are, and a
@@ -155,21 +138,14 @@ def make_answer(solver: Solver) -> Any:
     return answer
 
 
-def used_leaves(solver: Solver, program: Program) -> dict[str, Array]:
-    """Returns the weights that an answer needs, by name: not the projectors, nor a task's row."""
-    leaves = {name: np.asarray(leaf) for name, leaf in flatten(solver.params).items()}
+def used_leaves(solver: Solver) -> dict[str, Array]:
+    """Returns the weights that an answer needs, by name, and the scaling of features."""
+    params = flatten(needed_to_answer(solver.params))
+    leaves = {name: np.asarray(leaf) for name, leaf in params.items()}
     if solver.config.model.kind == "feature":
         scales = {name: getattr(solver.scaling, name) for name in SCALING}
         leaves |= {f"scaling.{k}": np.asarray(v) for k, v in scales.items() if v is not None}
-    named = {name: shape_of(leaf) for name, leaf in leaves.items()}
-    inputs = inputs_like(solver, program, 1).values()
-    jaxpr = jax.make_jaxpr(make_answer(solver))(named, *inputs).jaxpr
-    needed = {id(variable) for variable in jaxpr.outvars}
-    for equation in reversed(jaxpr.eqns):
-        if any(id(variable) in needed for variable in equation.outvars):
-            needed |= {id(variable) for variable in equation.invars}
-    given = zip(sorted(leaves), jaxpr.invars, strict=False)  # JAX sorts a dict's names
-    return {name: leaves[name] for name, variable in given if id(variable) in needed}
+    return leaves
 
 
 def inputs_like(solver: Solver, program: Program, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:

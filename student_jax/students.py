@@ -6,7 +6,10 @@ side, `V` = 12 cell classes, `D` width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from bridge.canvas import NUM_CLASSES
@@ -52,6 +55,13 @@ class FeatureStudent(nn.Module):
         return StudentOutput(logits=logits, features=features)
 
 
+# Of no use to an answer: the projectors to the teacher's features and what feeds them; and the
+# table's rows, of which what is to be solved has none.
+UNUSED = (
+    *("paint", "input_projector", "output_projector", "query_projector", "projector"),
+    *("table", "symmetries"),
+)
+
 Student = FeatureStudent | GridStudent | OriginalStudent
 STUDENTS = {"feature": FeatureStudent, "grid": GridStudent, "original": OriginalStudent}
 
@@ -59,3 +69,19 @@ STUDENTS = {"feature": FeatureStudent, "grid": GridStudent, "original": Original
 def make_student(config: ModelConfig, feature_width: int) -> Student:
     """Returns the student that the config names."""
     return STUDENTS[config.kind](config, feature_width)
+
+
+def needed_to_answer(params: Any) -> dict[str, Any]:
+    """Returns the weights without those that no answer needs."""
+    return {name: part for name, part in params.items() if name not in UNUSED}
+
+
+def with_unused(needed: Any, like: Any) -> dict[str, Any]:
+    """Returns all weights that Flax wants: 0 for those left out, which XLA drops.
+
+    Args:
+        needed: from `needed_to_answer`.
+        like: all of them, for their shapes.
+    """
+    left_out = {name: part for name, part in like.items() if name not in needed}
+    return {**needed, **jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), left_out)}

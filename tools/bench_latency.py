@@ -12,7 +12,6 @@ runtime must first give JAX's answer. The teacher draws no grid: its time is tha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -42,10 +41,11 @@ from timing import race
 from bridge import config as configs
 from bridge import weights
 from bridge.files import write_text
+from bridge.manifest import digest_of
 from bridge.scaling import no_scaling
 from student_jax.batch import ROOMS, smallest_batch
 from student_jax.config import ModelConfig, TrainConfig
-from student_jax.engine import Engine
+from student_jax.engine import Engine, shape_of
 from student_jax.export import describe, torch_tensors
 from student_jax.flops import matmul_ceiling
 from student_jax.solver import Solver, load_solver, make_solver
@@ -169,10 +169,11 @@ def random_student(source: Path | ModelConfig) -> Solver:
 def write_student(folder: Path, solver: Solver, engine: Engine, config: BenchLatencyConfig) -> None:
     """Writes the student as others load it; each runtime's answers are checked case by case."""
     weights.save(folder / weights.MODEL, torch_tensors(solver), {"format": "pt"})
-    digest = hashlib.sha256((folder / weights.MODEL).read_bytes()).hexdigest()
+    digest = digest_of(folder / weights.MODEL)
     write_text(folder / "config.json", json.dumps(describe(solver, digest)))
     if config.onnx:
-        write_onnx(folder / "model.onnx", solver, engine, make_task(12, 4, 3))
+        tasks = [make_task(8, 6, 3), make_task(12, 4, 3)]
+        write_onnx(folder / "model.onnx", solver, engine, tasks)
 
 
 def sizes_of(case: str) -> tuple[int, int, int]:
@@ -207,7 +208,7 @@ def measure_case(
         sides["ONNX Runtime: read + network"] = onnx_side(folder, solver, engine, text)
     if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
         sides |= teacher_sides(policy, question_of(text), device)
-    programs = engine.compiled(engine.shape_of(question_of(text)))
+    programs = engine.compiled(shape_of(*engine.draw(question_of(text))[2:]))
     return {
         "timings": race(sides, config.runs, config.seconds, config.rounds),
         "device_bytes": max(planned_bytes(program) for program in programs),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,20 @@ import numpy as np
 import torch
 from timing import Contender
 
-from bridge import weights
 from bridge.arc import Question, open_questions, parse_task
 from bridge.canvas import decode
+from bridge.proofs import INPUTS, Proof
+from bridge.torch_export import make_program
 from bridge.torch_student import make_mirror
-from bridge.tree import flatten
 from bridge.views import task_view
 from student_jax.batch import Augmentation
 from student_jax.config import ModelConfig
-from student_jax.engine import Engine, FeatureEngine
+from student_jax.engine import Engine, FeatureEngine, shape_of
+from student_jax.export import torch_tensors
 from student_jax.flops import answer_flops
 from student_jax.solver import Solver
 from student_jax.vote import views_of
 
-NAMES = ("demonstrations", "mask", "palette", "query")
 CLOSE = 1e-3  # of log-probabilities, between runtimes in float32
 
 
@@ -102,7 +102,7 @@ def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[
 
         return run
 
-    encode, answer = engine.compiled(engine.shape_of(question))
+    encode, answer = engine.compiled(shape_of(*drawn[2:]))
 
     def both() -> jax.Array:
         task = encode(engine.weights, *drawn[:3])
@@ -116,18 +116,18 @@ def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[
     }
 
 
-def write_onnx(path: Path, solver: Solver, engine: Engine, text: str) -> None:
-    """Writes the student with all sizes free, as `python -m bridge.torch_export` does."""
+def write_onnx(path: Path, solver: Solver, engine: Engine, texts: Sequence[str]) -> None:
+    """Writes the student; sizes are free in which these tasks differ, the batch among them."""
     from bridge.torch_onnx import convert
 
-    shown = [Augmentation(view) for view in views_of(2)]  # torch takes a size of 1 for a constant
-    drawn = engine.draw(question_of(text), shown)
-    inputs: dict[str, np.ndarray] = dict(zip(NAMES, drawn, strict=True))
-    auto = torch.export.Dim.AUTO
-    free = tuple(dict.fromkeys(axes, auto) for axes in ((0, 1, 3, 4), (0, 1), (0, 1), (0, 1, 2)))
-    arrays = tuple(torch.tensor(each) for each in inputs.values())
-    program = torch.export.export(mirror_of(solver).eval(), arrays, dynamic_shapes=free)
-    path.write_bytes(convert(program, inputs))
+    drawn = [
+        engine.draw(question_of(text), [Augmentation(view) for view in views_of(1 + i)])
+        for i, text in enumerate(texts)
+    ]
+    nothing = np.zeros(0, np.float32)  # nobody is held to them here
+    proofs = [Proof(dict(zip(INPUTS["grid"], each, strict=True)), nothing) for each in drawn]
+    program = make_program(mirror_of(solver).eval(), proofs)
+    path.write_bytes(convert(program, proofs[0].inputs))
 
 
 def onnx_side(folder: Path, solver: Solver, engine: Engine, text: str) -> Contender:
@@ -139,12 +139,12 @@ def onnx_side(folder: Path, solver: Solver, engine: Engine, text: str) -> Conten
         providers = ["CUDAExecutionProvider", *providers]
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=providers)
     drawn = engine.draw(question_of(text))
-    inputs = dict(zip(NAMES, drawn, strict=True))
+    inputs = dict(zip(INPUTS["grid"], drawn, strict=True))
 
     def run() -> np.ndarray:
         return session.run(None, inputs)[0]  # pyright: ignore[reportReturnType]
 
-    encode, answer = engine.compiled(engine.shape_of(question_of(text)))
+    encode, answer = engine.compiled(shape_of(*drawn[2:]))
     task = encode(engine.weights, *drawn[:3])
     said = np.asarray(answer(engine.weights, task, drawn[3]))
     logits = torch.log_softmax(torch.tensor(run()), -1).numpy()
@@ -210,8 +210,7 @@ def mirror_of(solver: Solver) -> torch.nn.Module:
     mirror: torch.nn.Module = make_mirror(
         asdict(solver.config.model), solver.feature_width, solver.config.loss.scaling
     )
-    state = weights.to_torch(flatten(jax.device_get(solver.params)), solver.config.model.kind)
-    mirror.load_state_dict({k: torch.tensor(v) for k, v in state.items()}, strict=False)
+    mirror.load_state_dict({k: torch.tensor(v) for k, v in torch_tensors(solver).items()})
     return mirror
 
 

@@ -13,7 +13,6 @@ from bridge.scaling import no_scaling
 from student_jax.batch import feature_batch, smallest_batch
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.engine import (
-    LOSS_ALONE,
     Engine,
     FeatureEngine,
     default_compute,
@@ -22,7 +21,7 @@ from student_jax.engine import (
 )
 from student_jax.solve import NANO
 from student_jax.solver import load_solver, make_solver
-from student_jax.students import make_student
+from student_jax.students import UNUSED, make_student
 
 IDS = ("007bbfb7", "3c9b0459", "67a3c6ac")  # one bucket after another
 
@@ -79,7 +78,7 @@ def test_a_shape_compiles_once(engine, questions, monkeypatch):
 
 
 def test_weights_of_the_loss_alone_stay_off_the_device(solver, engine):
-    assert not set(engine.weights) & set(LOSS_ALONE)
+    assert not set(engine.weights) & set(UNUSED)
     cast = place_weights(solver.params, "bfloat16")
     kinds = {str(x.dtype) for x in jax.tree.leaves(cast["core"]["block_0"]["query"])}
     assert kinds == {"bfloat16", "float32"}  # a matrix and its bias
