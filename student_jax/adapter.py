@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,12 +26,14 @@ from bridge.stop import Stop
 from bridge.transforms import Transform
 from student_jax.batch import room_for
 from student_jax.config import AdaptConfig
-from student_jax.course import Course
-from student_jax.learner import Learner
+from student_jax.course import Course, Seen
+from student_jax.learner import Fit, Learner
 from student_jax.lesson import Lesson, make_lesson, queries, show_augmented, show_plainly, stack
 from student_jax.pace import Clock
 from student_jax.solver import Solver
 from student_jax.spread import Device, spread
+
+Watch = Callable[[str, Seen], None]  # is told a task's id and how far it has come
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,13 @@ class Adapter:
         self.learner = Learner(solver.config.model, solver.feature_width, config)
         self._at_once = config.tasks_at_once or (1 if jax.default_backend() == "cpu" else 16)
 
-    def adapt(self, tasks: Sequence[Task], views: int = 1) -> Iterator[tuple[str, Adapted]]:
+    def adapt(
+        self,
+        tasks: Sequence[Task],
+        views: int = 1,
+        watch: Watch | None = None,
+        stop: Stop | None = None,
+    ) -> Iterator[tuple[str, Adapted]]:
         """Yields each task's id and what became of it, as they are done.
 
         A signal ends the learning, not the answering: what is learnt by then answers.
@@ -67,13 +76,16 @@ class Adapter:
         Args:
             tasks: test outputs are dropped before anything else.
             views: in which a task is learnt and answered, to vote on.
+            watch: is told of every step, in the thread that makes it.
+            stop: requesting it, from any thread, does what a signal does.
         """
         shapes: dict[tuple[int, int, int], list[Lesson]] = defaultdict(list)
         for lesson in (make_lesson(task, views) for task in tasks):
             shapes[lesson.side, lesson.pairs, room_for(lesson.colors)].append(lesson)
         groups = {shape: self._groups(lessons) for shape, lessons in sorted(shapes.items())}
-        with Stop() as stop:
-            yield from spread(groups, lambda group, device: self._learn(group, device, stop), stop)
+        with stop or Stop() as stop:
+            learn = partial(self._learn, stop=stop, watch=watch)
+            yield from spread(groups, learn, stop)
 
     def _groups(self, lessons: Sequence[Lesson]) -> list[Sequence[Lesson]]:
         """Cuts tasks of one shape into those that learn together."""
@@ -86,7 +98,7 @@ class Adapter:
         return groups
 
     def _learn(
-        self, lessons: Sequence[Lesson], device: Device, stop: Stop
+        self, lessons: Sequence[Lesson], device: Device, *, stop: Stop, watch: Watch | None
     ) -> Iterator[tuple[str, Adapted]]:
         """Learns tasks of one shape together, on one device."""
         config = self.config
@@ -100,6 +112,9 @@ class Adapter:
                 if progress >= 1 or stop.requested or all(x.is_over for x in group.courses):
                     break
                 group.step(step, progress)
+                if watch:
+                    for course in group.courses:
+                        watch(course.lesson.task.task_id, course.seen(progress))
                 fitted = np.array([course.is_fitted for course in group.courses])
                 if fitted.any():
                     group.close(fitted)
@@ -132,11 +147,10 @@ class Group:
         config, lessons = self._learner.config, [course.lesson for course in self.courses]
         shown = stack([show_augmented(x, config.copies, config.seed, step) for x in lessons])
         rates = np.array([config.lr * x.rate(step, progress) for x in self.courses], np.float32)
-        self._learnt, self._opt_state, cells, exact = self._learner.update(
+        self._learnt, self._opt_state, fit = self._learner.update(
             self._learnt, self._opt_state, self._params, self._tasks, shown, rates
         )
-        for course, *seen in zip(self.courses, cells.tolist(), exact.tolist(), strict=True):
-            course.see(seen[0], exact=seen[1])
+        take_note(self.courses, fit)
 
     def close(self, which: npt.NDArray[np.bool_]) -> None:
         """Ends rounds: what is learnt by then answers."""
@@ -168,6 +182,13 @@ class Group:
         lesson = self.courses[i].lesson
         said = np.asarray(self._learner.say(own, self._params, task, queries(lesson)))
         return read(lesson, said)
+
+
+def take_note(courses: Sequence[Course], fit: Fit) -> None:
+    """Tells each task's course how a step's copies were answered."""
+    told = (each.tolist() for each in (fit.loss, fit.cells, fit.exact))
+    for course, loss, cells, exact in zip(courses, *told, strict=True):
+        course.see(loss, cells, exact=exact)
 
 
 def read(lesson: Lesson, said: npt.NDArray[np.floating]) -> list[list[tuple[Transform, Attempts]]]:

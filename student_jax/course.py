@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,16 @@ FITTED = 20  # steps in a row with every copy of every demonstration exact: lear
 Said = Sequence[tuple[Transform, Attempts]]  # what was answered to each view of a test input
 
 
+@dataclass(frozen=True)
+class Seen:
+    """How far the learning of a task has come, for those who watch it."""
+
+    step: int  # in all rounds
+    progress: float  # share of the budget that is spent, steps or seconds
+    loss: float  # nats a cell, before the step
+    fit: float  # see `Course.recent`
+
+
 @dataclass
 class Course:
     """One task's learning, round after round."""
@@ -28,6 +39,7 @@ class Course:
     steps: int = 0  # in all rounds
     answers: list[list[tuple[Transform, Attempts]]] = field(default_factory=list)  # a test input
     fit: float = 0.0  # of the last round that votes
+    loss: float = math.nan  # of the last step, nats a cell
     closed: int = 0  # rounds that are over
     _cells: list[float] = field(default_factory=list)  # of this round's steps
     _in_a_row: int = 0
@@ -61,12 +73,17 @@ class Course:
         first, since = self._began
         return rate_at(step - first, (progress - since) / (1 - since))
 
-    def see(self, cells: float, *, exact: bool) -> None:
+    def see(self, loss: float, cells: float, *, exact: bool) -> None:
         """Takes note of a step."""
         if not self.is_over:
             self.steps += 1
+            self.loss = loss
             self._cells.append(cells)
             self._in_a_row = self._in_a_row + 1 if exact else 0
+
+    def seen(self, progress: float) -> Seen:
+        """How far it has come, the share `progress` of its budget being spent."""
+        return Seen(self.steps, progress, self.loss, self.fit if self.is_over else self.recent)
 
     def close(self, said: Sequence[Said]) -> None:
         """Ends a round, which votes with what it said of each test input; the next one begins."""

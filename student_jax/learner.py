@@ -39,6 +39,16 @@ class Learnt:
     weights: Any  # those that answer; empty where they stay as they are
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Fit:
+    """How well a step's copies were answered before they were learnt from; of one task, or of W."""
+
+    loss: Any  # nats a cell
+    cells: Any  # the share of right cells, border included
+    exact: Any  # whether all are right
+
+
 class Learner:
     """Each program takes W tasks of one shape, which learn alone, and compiles once for a shape."""
 
@@ -85,27 +95,23 @@ class Learner:
         task: TaskTokens,
         shown: Shown,
         rate: Any,
-    ) -> tuple[Learnt, Any, jax.Array, jax.Array]:
+    ) -> tuple[Learnt, Any, Fit]:
         """Makes one update of one task, or none where the rate is 0.
 
         Returns:
-            What is learnt, the optimizer's state, and of the answers before the update the share
-            of right cells, border included, and whether all are exact.
+            What is learnt, the optimizer's state, and how well it answered before the update.
         """
-        grads, (cells, exact) = jax.grad(self.loss, has_aux=True)(learnt, params, task, shown)
+        grads, fit = jax.grad(self.loss, has_aux=True)(learnt, params, task, shown)
         updates: Any
         updates, after = self._tx.update(grads, opt_state, learnt)
         updates = Learnt(TOKENS_RATE * updates.tokens, updates.weights)
         new = optax.apply_updates(learnt, optax.tree.scale(rate, updates)), after
-        return *_select(rate > 0, new, (learnt, opt_state)), cells, exact
+        return *_select(rate > 0, new, (learnt, opt_state)), fit
 
     def loss(
         self, learnt: Learnt, params: Any, task: TaskTokens, shown: Shown
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Returns the mean cross entropy over the demonstrations of one task, nats a cell.
-
-        With it the share of right cells, border included, and whether all grids are exact.
-        """
+    ) -> tuple[jax.Array, Fit]:
+        """Returns the mean cross entropy over one task's demonstrations, and how well they fit."""
         answers, mask = jnp.asarray(shown.demonstrations)[:, :, 1], jnp.asarray(shown.mask)
         own = jax.tree.map(lambda x: x[shown.view], replace(task, tokens=learnt.tokens))
         inputs = jnp.asarray(shown.demonstrations)[:, :, 0]
@@ -115,7 +121,7 @@ class Learner:
         cells = (right & drawn).sum((2, 3)) / drawn.sum((2, 3))
         exact = ((right | ~drawn).all((2, 3)) | ~mask).all()
         nats, cells = ((x * mask).sum() / mask.sum() for x in (nats, cells))
-        return nats, (cells, exact)
+        return nats, Fit(nats, cells, exact)
 
     def _from_tokens(
         self, learnt: Learnt, params: Any, task: TaskTokens, inputs: jax.Array

@@ -12,11 +12,12 @@ import pytest
 from bridge.arc import Pair, Task
 from bridge.canvas import Attempts
 from bridge.errors import InputError
+from bridge.stop import Stop
 from bridge.transforms import Transform
 from student_jax import learner as module
 from student_jax.adapter import Adapter
 from student_jax.config import AdaptConfig
-from student_jax.course import FITTED, Course
+from student_jax.course import FITTED, Course, Seen
 from student_jax.lesson import make_lesson, queries, show_augmented, show_plainly
 from student_jax.pace import WARM_UP
 from student_jax.solver import load_solver
@@ -173,7 +174,7 @@ def test_each_round_goes_through_all_rates_and_only_what_is_fitted_votes(tasks):
     assert course.rate(WARM_UP, 0.5) == pytest.approx(0.5)
     for _ in range(FITTED):
         assert not course.is_fitted
-        course.see(1.0, exact=True)
+        course.see(0.1, 1.0, exact=True)
     assert course.is_fitted
     black, white = (
         Attempts(np.full((1, 1), color, np.uint8), np.ones((2, 2), np.uint8), 0.5, log_prob=-1.0)
@@ -184,14 +185,15 @@ def test_each_round_goes_through_all_rates_and_only_what_is_fitted_votes(tasks):
     assert (course.fit, course.is_over, course.is_fitted, course.recent) == (1, False, False, 0)
     assert course.rate(100, 0.5) == 1 / WARM_UP
     assert course.rate(100 + WARM_UP, 0.75) == pytest.approx(0.5)
-    course.see(0.5, exact=False)
+    course.see(0.7, 0.5, exact=False)
     course.close([[(as_it_is, white)]])
     assert course.is_over
     assert course.rate(200, 0.9) == 0
-    course.see(0.1, exact=False)  # a neighbour goes on
+    course.see(0.9, 0.1, exact=False)  # a neighbour goes on
     (attempts,) = course.attempts()
     assert (attempts.first.item(), attempts.second.item()) == (0, 1)
     assert (course.steps, attempts.confidence) == (FITTED + 1, 0.5)
+    assert course.seen(0.9) == Seen(FITTED + 1, 0.9, 0.7, 0.5)
 
 
 def test_round_that_is_cut_short_does_not_vote(solver, monkeypatch):
@@ -255,6 +257,22 @@ def test_signal_ends_the_learning_and_what_is_learnt_answers(solver, tasks, monk
     ((_, adapted),) = list(adapter.adapt(tasks[:1]))
     assert 3 <= adapted.steps < 10_000
     assert len(adapted.attempts) == 1
+
+
+def test_who_watches_is_told_of_every_step_and_may_end_it(solver, tasks):
+    stop, told = Stop(), []
+
+    def watch(task_id, seen):
+        told.append((task_id, seen))
+        stop.requested = len(told) == 5
+
+    config = AdaptConfig(**{**FAST, "steps": 10_000})
+    ((_, adapted),) = list(Adapter(solver, config).adapt(tasks[:1], watch=watch, stop=stop))
+    assert [(name, seen.step) for name, seen in told] == [("black3", i) for i in range(1, 6)]
+    assert adapted.steps == 5
+    assert len(adapted.attempts) == 1
+    assert all(seen.loss > 0 and 0 <= seen.fit <= 1 for _, seen in told)
+    assert [seen.progress for _, seen in told] == sorted(seen.progress for _, seen in told)
 
 
 def test_no_demonstration_is_one_line(solver):
