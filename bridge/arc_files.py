@@ -76,23 +76,35 @@ def read_json(path: Path) -> Any:
     """Decodes a JSON file, refusing what no honest file holds.
 
     Raises:
-        InputError: on a missing, huge, deeply nested or malformed file, and on a key given twice.
+        InputError: on a missing or huge file, and as `decode_json`.
     """
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise InputError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, got {size}")
-        return json.loads(
-            path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_no_constant
-        )
+        return decode_json(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def decode_json(text: bytes, where: str) -> Any:
+    """Decodes JSON.
+
+    Args:
+        text: UTF-8, or what else JSON may be encoded in.
+        where: the file, for error texts.
+
+    Raises:
+        InputError: on deeply nested or malformed JSON, and on a key given twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except RecursionError:
-        raise InputError(f"{path}: expected an ARC task, got JSON nested too deeply") from None
+        raise InputError(f"{where}: expected an ARC task, got JSON nested too deeply") from None
     except InputError as error:
-        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise InputError(f"{where}: {error}") from None
     except ValueError as error:
-        raise InputError(f"{path}: expected JSON, got a fault: {str(error)[:120]}") from None
+        raise InputError(f"{where}: expected JSON, got a fault: {str(error)[:120]}") from None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
