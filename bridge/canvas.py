@@ -60,6 +60,7 @@ class Attempts:
     confidence: float  # in [0, 1]: of the first canvas' least certain cell, or the share of votes
     log_prob: float = 0.0  # mean over the first canvas' cells, nats
     candidates: tuple[Grid, ...] = ()  # all that was answered in a vote, best first
+    certainty: npt.NDArray[np.float32] | None = None  # f32[R, C], of each cell of the first
 
 
 def smallest_side(longest: int) -> int:
@@ -152,8 +153,10 @@ def decode(log_probs: npt.NDArray[np.float32]) -> Attempts:
         second = first.copy()
         second[weakest] = ranked[:rows, :cols, 1][weakest]
     chosen = to_canvas(first, len(log_probs))[..., None].astype(np.intp)
-    cells = np.take_along_axis(log_probs, chosen, axis=-1)
-    return Attempts(first, second, float(np.exp(cells.min())), float(cells.mean()))
+    cells = np.take_along_axis(log_probs, chosen, axis=-1)[..., 0]
+    certainty = np.exp(cells[:rows, :cols])
+    log_prob = float(cells.mean())
+    return Attempts(first, second, float(np.exp(cells.min())), log_prob, certainty=certainty)
 
 
 def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
@@ -171,7 +174,8 @@ def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
     first = ranked[..., 0].astype(np.uint8)
     second = first.copy()
     second[weakest] = ranked[..., 1][weakest]
-    return Attempts(first, second, float(np.exp(top[..., 0].min())), float(top[..., 0].mean()))
+    certainty, log_prob = np.exp(top[..., 0]), float(top[..., 0].mean())
+    return Attempts(first, second, float(certainty.min()), log_prob, certainty=certainty)
 
 
 def _shape_scores(log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

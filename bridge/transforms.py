@@ -6,12 +6,15 @@ A transform keeps an ARC rule a rule: the same one is applied to every grid of a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from bridge.arc import NUM_COLORS, Grid, Pair, Question
 
 NUM_DIHEDRAL = 8  # the symmetries of the square
+Cell = TypeVar("Cell", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,14 @@ class Transform:
 
     def grid(self, grid: Grid) -> Grid:
         """Returns the transformed grid: u8[R, C] or, for odd quarter turns, u8[C, R]."""
-        mirrored = grid[:, ::-1] if self.dihedral >= 4 else grid
-        turned = np.rot90(mirrored, self.dihedral % 4)
-        result = np.array(self.colors, np.uint8)[turned]
+        result = np.array(self.colors, np.uint8)[self.turn(grid)]
         result.setflags(write=False)
         return result
+
+    def turn(self, cells: npt.NDArray[Cell]) -> npt.NDArray[Cell]:
+        """Mirrors and turns whatever there is of each cell, [R, C]; recolors nothing."""
+        mirrored = cells[:, ::-1] if self.dihedral >= 4 else cells
+        return np.rot90(mirrored, self.dihedral % 4)
 
     def question(self, question: Question) -> Question:
         """Returns the question with every grid it shows transformed alike."""

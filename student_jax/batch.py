@@ -25,6 +25,7 @@ from student_jax.config import ModelConfig
 
 NO_COLOR = 255  # in a palette: a slot that is left over
 ROOMS = (4, 6, NUM_COLORS)  # slots of a palette: a student's cost follows them
+PLACES = (2, 3, 4, 6, 10)  # for demonstrations: so does the cost of reading them
 TOKEN_BUCKET = 2048  # feature sequences are padded to a multiple of this, one compilation each
 
 Array = jax.Array | np.ndarray
@@ -188,6 +189,11 @@ def colors_of(pairs: Sequence[Pair], *queries: Grid) -> tuple[int, ...]:
 def room_for(colors: Sequence[int]) -> int:
     """Returns C: the smallest number of slots that holds so many colors."""
     return next(room for room in ROOMS if room >= len(colors))
+
+
+def places_for(count: int, most: int = PLACES[-1]) -> int:
+    """Returns P: the smallest number of places that holds so many demonstrations, or the most."""
+    return min(next((places for places in PLACES if places >= count), most), most)
 
 
 def palette_of(colors: Sequence[int], augmentation: Augmentation) -> npt.NDArray[np.uint8]:

@@ -1,15 +1,17 @@
-"""Answers one question at a time, fast: every bucket compiled ahead of time, tasks read once.
+"""Answers single questions, or a few, fast: each bucket compiled ahead of time, tasks read once.
 
-In the shape descriptions: `W` views of a question, `P` demonstrations, `N` canvas side, `C` slots
-of the palette, `V` cell classes, `T` teacher tokens, `F` teacher feature width.
+In the shape descriptions: `Q` questions, `W` views of each, `P` places for demonstrations, `N`
+canvas side, `C` slots of the palette, `V` cell classes, `T` teacher tokens, `F` teacher feature
+width.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from student_jax.batch import (
     colors_of,
     demonstration_canvases,
     palette_of,
+    places_for,
 )
 from student_jax.batch import feature_batch as batch_of
 from student_jax.data import Bucket
@@ -41,34 +44,37 @@ from student_jax.vote import tally, views_of
 
 TOKENS = 128  # feature sequences are padded to a multiple of this, one program each
 REMEMBERED = 256  # tasks whose tokens are kept: the oldest make room
+CELLS = 8192  # of queries in one call, at most: memory follows them
 
 Program = Callable[..., Any]  # compiled
+Drawn = tuple[npt.NDArray[Any], ...]  # see `Engine.draw`
 
 
 class Shape(NamedTuple):
     """What questions share that one compiled program answers."""
 
     bucket: Bucket
-    views: int
+    places: int  # P
+    views: int  # W
+    questions: int = 1  # Q, or tasks to be read: a power of two, so that programs are few
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A question on the device, its task already read: all that is left is one call."""
+    """Questions on the device, their tasks already read: all that is left is one call."""
 
     program: Program
     weights: Any
-    task: TaskTokens
-    queries: jax.Array  # u8[W, N, N]
-    views: tuple[Augmentation, ...]
+    tasks: tuple[TaskTokens, ...]  # Q of them
+    queries: jax.Array  # u8[Q * W, N, N]
 
     def run(self) -> jax.Array:
-        """Returns log-probabilities f32[W, N, N, V]; they may still be computed."""
-        return self.program(self.weights, self.task, self.queries)
+        """Returns log-probabilities f32[Q * W, N, N, V]; they may still be computed."""
+        return self.program(self.weights, self.tasks, self.queries)
 
 
 class Engine:
-    """A grid student, ready: what a server holds.
+    """A grid student, ready: what a server holds. It is used by one thread at a time.
 
     Answers are those of `Solver.solve`; in bfloat16 they may differ where two are almost as
     probable.
@@ -92,8 +98,9 @@ class Engine:
         self._model = GridStudent(config, solver.feature_width)
         self._like = jax.eval_shape(lambda: solver.params)
         self.weights = place_weights(solver.params, self.compute)
-        self.pairs = solver.config.data.max_demonstrations
-        self._programs: dict[Shape, tuple[Program, Program]] = {}
+        self.most_pairs = solver.config.data.max_demonstrations
+        self._readers: dict[Shape, Program] = {}
+        self._answerers: dict[Shape, Program] = {}
         self._tasks: OrderedDict[bytes, TaskTokens] = OrderedDict()
 
     def answer(self, question: Question, views: int = 1) -> Attempts:
@@ -102,78 +109,116 @@ class Engine:
         Raises:
             InputError: if there are not so many views.
         """
-        prepared = self.prepare(question, views)
-        log_probs = np.asarray(prepared.run())
-        answered = zip(prepared.views, log_probs, strict=True)
-        return tally([(how.transform, decode(values)) for how, values in answered])
+        return self.answer_all([question], views)[0]
+
+    def answer_all(self, questions: Sequence[Question], views: int = 1) -> list[Attempts]:
+        """Answers questions as `answer` does each; those of one shape share a call.
+
+        Raises:
+            InputError: if there are not so many views.
+        """
+        shown = [Augmentation(view) for view in views_of(views)]
+        drawn = [self.draw(question, shown) for question in questions]
+        called = [(members, self.ready([drawn[i] for i in members])) for members in calls(drawn)]
+        running = [(members, prepared.run()) for members, prepared in called]
+        attempts: dict[int, Attempts] = {}
+        for members, said in running:
+            for start, i in enumerate(members):
+                own = np.asarray(said)[start * views : (start + 1) * views]
+                answered = zip(shown, own, strict=True)
+                attempts[i] = tally([(how.transform, decode(values)) for how, values in answered])
+        return [attempts[i] for i in range(len(questions))]
 
     def prepare(self, question: Question, views: int = 1) -> Prepared:
         """Reads a question's task, unless that was done before."""
-        shown = tuple(Augmentation(view) for view in views_of(views))
-        return self.prepare_views(question, shown)
+        shown = [Augmentation(view) for view in views_of(views)]
+        return self.ready([self.draw(question, shown)])
 
-    def prepare_views(self, question: Question, shown: Sequence[Augmentation]) -> Prepared:
-        """The same for views of the caller's choice."""
-        *drawn, queries = self.draw(question, shown)
-        encode, program = self.compiled(shape_of(drawn[-1], queries))
-        key = b"".join([str(drawn[0].shape).encode(), *(x.tobytes() for x in drawn)])
-        task = self._tasks.get(key)
-        if task is None:
-            task = self._tasks[key] = encode(self.weights, *drawn)
-        self._tasks.move_to_end(key)
-        while len(self._tasks) > REMEMBERED:
-            self._tasks.popitem(last=False)
-        return Prepared(program, self.weights, task, jax.device_put(queries), tuple(shown))
-
-    def draw(
-        self, question: Question, shown: Sequence[Augmentation] = (Augmentation(),)
-    ) -> tuple[npt.NDArray[Any], ...]:
+    def draw(self, question: Question, shown: Sequence[Augmentation] = (Augmentation(),)) -> Drawn:
         """Draws views of a question.
 
         Returns:
             Demonstrations u8[W, P, 2, N, N], their mask bool[W, P], palettes u8[W, C], and queries
             u8[W, N, N].
         """
-        pairs, side = question.demonstrations[: self.pairs], side_for(question)
-        colors = colors_of(pairs, question.query)
-        drawn = [demonstration_canvases(pairs, side, self.pairs, how) for how in shown]
+        pairs, side = question.demonstrations[: self.most_pairs], side_for(question)
+        places, colors = places_for(len(pairs), self.most_pairs), colors_of(pairs, question.query)
+        drawn = [demonstration_canvases(pairs, side, places, how) for how in shown]
         demonstrations, mask = (np.stack(each) for each in zip(*drawn, strict=True))
         palette = np.stack([palette_of(colors, how) for how in shown])
         queries = np.stack([how.canvas(question.query, side) for how in shown])
         return demonstrations, mask, palette, queries
 
+    def ready(self, drawn: Sequence[Drawn]) -> Prepared:
+        """Reads what tasks of questions of one shape were not read before, and sends the queries.
+
+        The last question fills up to a power of two.
+        """
+        drawn = [*drawn, *[drawn[-1]] * (power_of_two(len(drawn)) - len(drawn))]
+        shape = shape_of(drawn[0])._replace(questions=len(drawn))
+        queries = jax.device_put(np.concatenate([each[3] for each in drawn]))
+        return Prepared(self.answerer(shape), self.weights, self._read(shape, drawn), queries)
+
     def forget(self) -> None:
         """Forgets the tasks that were read."""
         self._tasks.clear()
 
-    def compiled(self, shape: Shape) -> tuple[Program, Program]:
-        """Returns what reads tasks and what answers, compiled for this shape; each once."""
-        if shape not in self._programs:
-            (side, colors), views = shape
-            drawn = [
-                jax.ShapeDtypeStruct((views, self.pairs, 2, side, side), jnp.uint8),
-                jax.ShapeDtypeStruct((views, self.pairs), bool),
-                jax.ShapeDtypeStruct((views, colors), jnp.uint8),
-            ]
-            queries = jax.ShapeDtypeStruct((views, side, side), jnp.uint8)
-            task = jax.eval_shape(self._encode, self.weights, *drawn)
-            self._programs[shape] = (
-                jax.jit(self._encode).lower(self.weights, *drawn).compile(),
-                jax.jit(self._answer).lower(self.weights, task, queries).compile(),
-            )
-        return self._programs[shape]
+    def reader(self, shape: Shape) -> Program:
+        """Returns what reads tasks of this shape, compiled once."""
+        if shape not in self._readers:
+            encode = jax.jit(partial(self._encode, shape.questions))
+            lowered = encode.lower(self.weights, *_demonstrations_like(shape))
+            self._readers[shape] = lowered.compile()
+        return self._readers[shape]
 
-    def _encode(self, weights: Any, demonstrations: Any, mask: Any, palette: Any) -> TaskTokens:
-        """Reads demonstrations u8[W, P, 2, N, N]."""
+    def answerer(self, shape: Shape) -> Program:
+        """Returns what answers questions of this shape, compiled once."""
+        if shape not in self._answerers:
+            one = shape._replace(questions=1)
+            encode = partial(self._encode, 1)
+            (task,) = jax.eval_shape(encode, self.weights, *_demonstrations_like(one))
+            (side, _), rows = shape.bucket, shape.questions * shape.views
+            queries = jax.ShapeDtypeStruct((rows, side, side), jnp.uint8)
+            tasks = (task,) * shape.questions
+            lowered = jax.jit(self._answer).lower(self.weights, tasks, queries)
+            self._answerers[shape] = lowered.compile()
+        return self._answerers[shape]
+
+    def _read(self, shape: Shape, drawn: Sequence[Drawn]) -> tuple[TaskTokens, ...]:
+        """Returns the tasks' tokens; new ones are read in one call, each once."""
+        sizes = str(shape._replace(questions=1)).encode()
+        keys = [b"".join([sizes, *(x.tobytes() for x in each[:3])]) for each in drawn]
+        known = {key: self._tasks[key] for key in keys if key in self._tasks}
+        new = {key: each for key, each in zip(keys, drawn, strict=True) if key not in known}
+        if new:
+            count = power_of_two(len(new))
+            rows = [*new.values(), *[drawn[-1]] * (count - len(new))]
+            inputs = (np.concatenate(each) for each in zip(*(row[:3] for row in rows), strict=True))
+            tasks = self.reader(shape._replace(questions=count))(self.weights, *inputs)
+            known |= zip(new, tasks, strict=False)
+        for key in keys:
+            self._tasks[key] = known[key]
+            self._tasks.move_to_end(key)
+        while len(self._tasks) > REMEMBERED:
+            self._tasks.popitem(last=False)
+        return tuple(known[key] for key in keys)
+
+    def _encode(
+        self, tasks: int, weights: Any, demonstrations: Any, mask: Any, palette: Any
+    ) -> tuple[TaskTokens, ...]:
+        """Reads demonstrations u8[Q * W, P, 2, N, N] of so many tasks, and keeps these apart."""
         drawn = (demonstrations, mask, palette)
-        task: Any
+        read: Any
         variables = {"params": with_unused(weights, self._like)}
-        task, _ = self._model.apply(variables, *drawn, method="encode_task")
-        return task
+        read, _ = self._model.apply(variables, *drawn, method="encode_task")
+        views = len(palette) // tasks
+        cut = lambda i: jax.tree.map(lambda x: x[i * views : (i + 1) * views], read)  # noqa: E731
+        return tuple(cut(i) for i in range(tasks))
 
-    def _answer(self, weights: Any, task: TaskTokens, queries: Any) -> jax.Array:
-        """Answers queries u8[W, N, N]: log-probabilities f32[W, N, N, V]."""
+    def _answer(self, weights: Any, tasks: tuple[TaskTokens, ...], queries: Any) -> jax.Array:
+        """Answers queries u8[Q * W, N, N]: log-probabilities f32[Q * W, N, N, V]."""
         variables = {"params": with_unused(weights, self._like)}
+        task = jax.tree.map(lambda *each: jnp.concatenate(each), *tasks)
         said: Any = self._model.apply(variables, task, queries, method="answer")
         return jax.nn.log_softmax(said[0].astype(jnp.float32))
 
@@ -230,9 +275,39 @@ def default_compute() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def shape_of(palette: npt.NDArray[Any], queries: npt.NDArray[Any]) -> Shape:
-    """Returns the shape of the programs that answer questions so drawn."""
-    return Shape(Bucket(queries.shape[-1], palette.shape[-1]), len(queries))
+def shape_of(drawn: Drawn) -> Shape:
+    """Returns the shape of a question that was drawn so."""
+    demonstrations, _, palette, queries = drawn
+    bucket = Bucket(queries.shape[-1], palette.shape[-1])
+    return Shape(bucket, demonstrations.shape[1], len(queries))
+
+
+def calls(drawn: Sequence[Drawn]) -> list[list[int]]:
+    """Returns which questions are answered in one call: those of one shape, up to `CELLS` cells."""
+    members: dict[Shape, list[int]] = defaultdict(list)
+    for i, each in enumerate(drawn):
+        members[shape_of(each)].append(i)
+    found = []
+    for shape, alike in members.items():
+        room = max(1, CELLS // (shape.views * shape.bucket.size**2))
+        most = 1 << (room.bit_length() - 1)  # a power of two, so that a full call pads nothing
+        found += [alike[start : start + most] for start in range(0, len(alike), most)]
+    return found
+
+
+def power_of_two(count: int) -> int:
+    """Returns the smallest power of two that holds so many."""
+    return 1 << (count - 1).bit_length()
+
+
+def _demonstrations_like(shape: Shape) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Returns the shapes of what reads tasks."""
+    (side, colors), rows = shape.bucket, shape.questions * shape.views
+    return (
+        jax.ShapeDtypeStruct((rows, shape.places, 2, side, side), jnp.uint8),
+        jax.ShapeDtypeStruct((rows, shape.places), bool),
+        jax.ShapeDtypeStruct((rows, colors), jnp.uint8),
+    )
 
 
 def place_weights(params: Any, compute: str) -> Any:

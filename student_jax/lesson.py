@@ -24,10 +24,9 @@ from student_jax.batch import (
     colors_of,
     demonstration_canvases,
     palette_of,
+    places_for,
 )
 from student_jax.vote import views_of
-
-PAIRS = (2, 3, 4, 6, 10)  # P is the smallest of these that holds a task's demonstrations, or 10
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def make_lesson(task: Task, views: int = 1) -> Lesson:
     return Lesson(
         task=task,
         side=max(side_for(question) for question in open_questions(task)),
-        pairs=next((p for p in PAIRS if p >= count), PAIRS[-1]),
+        pairs=places_for(count),
         colors=colors_of(task.demonstrations, *task.test_inputs),
         views=tuple(views_of(views)),
     )

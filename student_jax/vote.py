@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+import numpy as np
+import numpy.typing as npt
+
 from bridge.arc import Grid
 from bridge.canvas import Attempts
 from bridge.errors import InputError
@@ -67,4 +70,21 @@ def tally(answers: Sequence[tuple[Transform, Attempts]]) -> Attempts:
         answers[0][1].confidence if single else len(first.log_probs) / len(answers),
         log_prob=fmean(first.log_probs),
         candidates=() if single else tuple(c.grid for c in ranked),
+        certainty=_certainty(first.grid, answers),
     )
+
+
+def _certainty(
+    winner: Grid, answers: Sequence[tuple[Transform, Attempts]]
+) -> npt.NDArray[np.float32] | None:
+    """Averages how sure the views are of each cell; one that says something else there is not."""
+    total = np.zeros(winner.shape)
+    for view, attempts in answers:
+        if attempts.certainty is None:
+            return None
+        back = view.inverse()
+        grid, certainty = back.grid(attempts.first), back.turn(attempts.certainty)
+        rows, cols = (min(sides) for sides in zip(winner.shape, grid.shape, strict=True))
+        same = winner[:rows, :cols] == grid[:rows, :cols]
+        total[:rows, :cols] += same * certainty[:rows, :cols]
+    return (total / len(answers)).astype(np.float32)

@@ -208,7 +208,8 @@ def measure_case(
         sides["ONNX Runtime: read + network"] = onnx_side(folder, solver, engine, text)
     if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
         sides |= teacher_sides(policy, question_of(text), device)
-    programs = engine.compiled(shape_of(*engine.draw(question_of(text))[2:]))
+    shape = shape_of(engine.draw(question_of(text)))
+    programs = engine.reader(shape), engine.answerer(shape)
     return {
         "timings": race(sides, config.runs, config.seconds, config.rounds),
         "device_bytes": max(planned_bytes(program) for program in programs),

@@ -21,7 +21,7 @@ from bridge.torch_student import make_mirror
 from bridge.views import task_view
 from student_jax.batch import Augmentation
 from student_jax.config import ModelConfig
-from student_jax.engine import Engine, FeatureEngine, shape_of
+from student_jax.engine import Drawn, Engine, FeatureEngine, shape_of
 from student_jax.export import torch_tensors
 from student_jax.flops import answer_flops
 from student_jax.solver import Solver
@@ -51,9 +51,7 @@ def engine_sides(engine: Engine, model: ModelConfig, text: str) -> dict[str, Con
     """JAX: from JSON to the grid, task known or new, and the network alone."""
     question = question_of(text)
     prepared = engine.prepare(question)
-    pairs = min(engine.pairs, len(question.demonstrations))
-    colors = prepared.task.palette.shape[-1]
-    reading, answering = answer_flops(model, prepared.queries.shape[-1], pairs, colors)
+    reading, answering = flops_of(model, engine.draw(question))
 
     def from_json() -> str:
         return json.dumps(engine.answer(question_of(text)).first.tolist())
@@ -71,16 +69,30 @@ def engine_sides(engine: Engine, model: ModelConfig, text: str) -> dict[str, Con
     }
 
 
+def flops_of(model: ModelConfig, drawn: Drawn) -> tuple[float, float]:
+    """Returns the FLOPs of reading a task that was drawn so, and of answering one view."""
+    _, places, *_, side = drawn[0].shape
+    return answer_flops(model, side, places, drawn[2].shape[-1])
+
+
+def both_of(engine: Engine, drawn: Drawn) -> Callable[[], jax.Array]:
+    """Returns what reads a task and answers, in JAX."""
+    shape = shape_of(drawn)
+    read, answer = engine.reader(shape), engine.answerer(shape)
+
+    def run() -> jax.Array:
+        tasks = read(engine.weights, *drawn[:3])
+        return answer(engine.weights, tasks, drawn[3]).block_until_ready()
+
+    return run
+
+
 def vote_sides(engine: Engine, model: ModelConfig, text: str, views: int) -> Contender:
     """Many views in one call; there are 8 different ones, more are repeated for the measure."""
     shown = [Augmentation(view) for view in views_of(8)]
     question = question_of(text)
-    prepared = engine.prepare_views(question, (shown * -(-views // 8))[:views])
-    size, colors = prepared.queries.shape[-1], prepared.task.palette.shape[-1]
-    flops = (
-        views
-        * answer_flops(model, size, min(engine.pairs, len(question.demonstrations)), colors)[1]
-    )
+    prepared = engine.ready([engine.draw(question, (shown * -(-views // 8))[:views])])
+    flops = views * flops_of(model, engine.draw(question))[1]
     return Contender(lambda: prepared.run().block_until_ready(), flops, views)
 
 
@@ -91,8 +103,7 @@ def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[
     drawn = engine.draw(question)
     inputs = tuple(torch.tensor(x, device=device) for x in drawn)
     compiled = torch.compile(mirror)
-    side, colors = drawn[3].shape[-1], drawn[2].shape[-1]
-    flops = sum(answer_flops(model, side, drawn[0].shape[1], colors))
+    flops = sum(flops_of(model, drawn))
     half = torch.autocast(device, torch.bfloat16, enabled=engine.compute == "bfloat16")
 
     def runner(module: Any) -> Callable[[], torch.Tensor]:
@@ -102,11 +113,7 @@ def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[
 
         return run
 
-    encode, answer = engine.compiled(shape_of(*drawn[2:]))
-
-    def both() -> jax.Array:
-        task = encode(engine.weights, *drawn[:3])
-        return answer(engine.weights, task, drawn[3]).block_until_ready()
+    both = both_of(engine, drawn)
 
     check_same(np.asarray(both()), runner(mirror)().numpy(), "PyTorch", engine.compute)
     return {
@@ -144,14 +151,9 @@ def onnx_side(folder: Path, solver: Solver, engine: Engine, text: str) -> Conten
     def run() -> np.ndarray:
         return session.run(None, inputs)[0]  # pyright: ignore[reportReturnType]
 
-    encode, answer = engine.compiled(shape_of(*drawn[2:]))
-    task = encode(engine.weights, *drawn[:3])
-    said = np.asarray(answer(engine.weights, task, drawn[3]))
     logits = torch.log_softmax(torch.tensor(run()), -1).numpy()
-    check_same(said, logits, "ONNX Runtime", engine.compute)
-    side, colors = drawn[3].shape[-1], drawn[2].shape[-1]
-    flops = sum(answer_flops(solver.config.model, side, drawn[0].shape[1], colors))
-    return Contender(run, flops, notes=providers[0])
+    check_same(np.asarray(both_of(engine, drawn)()), logits, "ONNX Runtime", engine.compute)
+    return Contender(run, sum(flops_of(solver.config.model, drawn)), notes=providers[0])
 
 
 def feature_sides(solver: Solver, tokens: int, device: str) -> dict[str, Contender]:

@@ -35,6 +35,7 @@ def test_decode_undoes_to_canvas(side):
         np.testing.assert_array_equal(attempts.first, grid)
         assert not np.array_equal(attempts.second, grid)
         assert attempts.confidence == pytest.approx(0.9, rel=1e-5)
+        np.testing.assert_allclose(attempts.certainty, np.full(grid.shape, 0.9), rtol=1e-5)
 
 
 def test_decode_equals_brute_force_over_all_grids():

@@ -15,6 +15,7 @@ from student_jax.config import ModelConfig, TrainConfig
 from student_jax.engine import (
     Engine,
     FeatureEngine,
+    calls,
     default_compute,
     keep_programs,
     place_weights,
@@ -63,12 +64,52 @@ def test_a_vote_is_one_call_and_the_solvers_vote(solver, engine, questions):
 
 def test_a_task_is_read_once_and_another_one_is_not_taken_for_it(engine, questions):
     engine.forget()
-    first = engine.prepare(questions[0])
-    assert engine.prepare(questions[0]).task is first.task
-    turned = replace(questions[0], demonstrations=questions[0].demonstrations[::-1])
-    assert engine.prepare(turned).task is not first.task
+    task_of = lambda question: engine.prepare(question).tasks[0]  # noqa: E731
+    first = task_of(questions[0])
+    assert task_of(questions[0]) is first
+    assert task_of(turned(questions[0])) is not first
     fewer = replace(questions[0], demonstrations=questions[0].demonstrations[:1])
-    assert engine.prepare(fewer).task is not first.task
+    assert task_of(fewer) is not first
+
+
+def turned(question):
+    """A question of another task, of the same shape."""
+    return replace(question, demonstrations=question.demonstrations[::-1])
+
+
+def test_several_questions_are_answered_in_few_calls_as_one_by_one(engine, questions, monkeypatch):
+    asked = [*questions, turned(questions[1]), replace(questions[1], query=questions[1].query.T)]
+    expected = [engine.answer(question) for question in asked]
+    engine.forget()
+    counts = []
+    reader = engine.reader
+    monkeypatch.setattr(engine, "reader", lambda s: counts.append(s.questions) or reader(s))
+    got = engine.answer_all(asked)
+    assert sorted(counts) == [1, 1, 2]  # two of the three alike are of one task
+    engine.answer_all(asked)
+    assert len(counts) == 3
+    for one, other in zip(got, expected, strict=True):
+        same(one, other)
+        np.testing.assert_allclose(one.certainty, other.certainty, atol=1e-5)
+    assert engine.answer_all([]) == []
+
+
+def test_calls_hold_questions_of_one_shape_and_no_more_than_fit(engine, questions):
+    drawn = [engine.draw(question) for question in questions]
+    small, large = drawn[1], [np.repeat(x, 8, 0) for x in drawn[1]]
+    assert calls([small, drawn[0], small]) == [[0, 2], [1]]
+    assert [len(each) for each in calls([large] * 20)] == [16, 4]  # 16 x 8 views x 64 cells
+
+
+def test_empty_places_change_no_answer(engine, questions):
+    """A task is read in the smallest number of places that holds its demonstrations."""
+    two = replace(questions[1], demonstrations=questions[1].demonstrations[:2])
+    assert engine.draw(two)[0].shape[1] == 2
+    assert engine.draw(questions[1])[0].shape[1] == 3
+    *read, palette, query = engine.draw(two)
+    wide = [np.pad(x, [(0, 0), (0, 2), *[(0, 0)] * (x.ndim - 2)]) for x in read]
+    expected = engine.prepare(two).run()
+    np.testing.assert_allclose(engine.ready([(*wide, palette, query)]).run(), expected, atol=1e-5)
 
 
 def test_a_shape_compiles_once(engine, questions, monkeypatch):

@@ -73,6 +73,19 @@ def test_student_that_sees_through_transforms_votes_unanimously():
     assert (got.confidence, len(got.candidates)) == (1, 1)
 
 
+def test_a_cell_is_as_certain_as_the_views_that_show_it_are():
+    views = views_of(4)
+    grids = (A, A, B, A[:1])  # the last knows of the first row alone
+    answers = []
+    for view, grid, sure in zip(views, grids, (0.5, 0.75, 1.0, 0.25), strict=True):
+        certainty = np.full(view.grid(grid).shape, sure, np.float32)
+        answers.append((view, Attempts(view.grid(grid), C, sure, certainty=certainty)))
+    expected = 0.5 + 0.75 + (A == B) * 1.0
+    expected[:1] += 0.25
+    np.testing.assert_allclose(tally(answers).certainty, expected / 4)
+    assert tally([*answers, seen(Transform(), A, -1.0)]).certainty is None
+
+
 def test_solve_with_views_writes_candidates_and_scores_the_oracle(
     train_config, task_folder, tmp_path
 ):
