@@ -34,6 +34,7 @@ from student_jax.batch import (
     demonstration_canvases,
     palette_of,
     places_for,
+    room_for,
 )
 from student_jax.batch import feature_batch as batch_of
 from student_jax.data import Bucket
@@ -158,6 +159,12 @@ class Engine:
         shape = shape_of(drawn[0])._replace(questions=len(drawn))
         queries = jax.device_put(np.concatenate([each[3] for each in drawn]))
         return Prepared(self.answerer(shape), self.weights, self._read(shape, drawn), queries)
+
+    def shape(self, question: Question, views: int = 1) -> Shape:
+        """Returns what questions share that can be answered in one call; nothing is drawn."""
+        pairs = question.demonstrations[: self.most_pairs]
+        bucket = Bucket(side_for(question), room_for(colors_of(pairs, question.query)))
+        return Shape(bucket, places_for(len(pairs), self.most_pairs), views)
 
     def forget(self) -> None:
         """Forgets the tasks that were read."""
