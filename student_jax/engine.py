@@ -1,84 +1,45 @@
-"""Answers single questions, or a few, fast: each bucket compiled ahead of time, tasks read once.
+"""A student in JAX, ready for single questions, or a few: compiled ahead of time, tasks read once.
 
-In the shape descriptions: `Q` questions, `W` views of each, `P` places for demonstrations, `N`
-canvas side, `C` slots of the palette, `V` cell classes, `T` teacher tokens, `F` teacher feature
-width.
+In the shape descriptions: `Q` questions, `W` views of each, `N` canvas side, `V` cell classes, `T`
+teacher tokens, `F` teacher feature width.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bridge.arc import Question
-from bridge.canvas import Attempts, decode, decode_whole, side_for
+from bridge.canvas import Attempts, decode, decode_whole
 from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.store import Features
 from bridge.tree import flatten, unflatten
-from student_jax.batch import (
-    Augmentation,
-    Batch,
-    check_features,
-    colors_of,
-    demonstration_canvases,
-    palette_of,
-    places_for,
-    room_for,
-)
+from student_jax.answerer import Answerer, Drawn, Shape
+from student_jax.batch import Batch, check_features
 from student_jax.batch import feature_batch as batch_of
-from student_jax.data import Bucket
 from student_jax.grid_student import GridStudent, TaskTokens
 from student_jax.solver import Solver, make_predict
 from student_jax.students import needed_to_answer, with_unused
-from student_jax.vote import tally, views_of
 
 TOKENS = 128  # feature sequences are padded to a multiple of this, one program each
-REMEMBERED = 256  # tasks whose tokens are kept: the oldest make room
-CELLS = 8192  # of queries in one call, at most: memory follows them
 
 Program = Callable[..., Any]  # compiled
-Drawn = tuple[npt.NDArray[Any], ...]  # see `Engine.draw`
 
 
-class Shape(NamedTuple):
-    """What questions share that one compiled program answers."""
-
-    bucket: Bucket
-    places: int  # P
-    views: int  # W
-    questions: int = 1  # Q, or tasks to be read: a power of two, so that programs are few
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Questions on the device, their tasks already read: all that is left is one call."""
-
-    program: Program
-    weights: Any
-    tasks: tuple[TaskTokens, ...]  # Q of them
-    queries: jax.Array  # u8[Q * W, N, N]
-
-    def run(self) -> jax.Array:
-        """Returns log-probabilities f32[Q * W, N, N, V]; they may still be computed."""
-        return self.program(self.weights, self.tasks, self.queries)
-
-
-class Engine:
-    """A grid student, ready: what a server holds. It is used by one thread at a time.
+class Engine(Answerer):
+    """A grid student in JAX.
 
     Answers are those of `Solver.solve`; in bfloat16 they may differ where two are almost as
-    probable.
+    probable. Calls are filled up to a power of two, so that programs are few.
     """
 
     def __init__(self, solver: Solver, compute: str | None = None) -> None:
@@ -94,81 +55,28 @@ class Engine:
         """
         if solver.config.model.reads_features:
             raise InputError("engine: expected a grid student; see FeatureEngine")
+        super().__init__(solver.config.data.max_demonstrations)
         self.compute = compute or default_compute()
         config = replace(solver.config.model, compute=self.compute, remat=False)  # type: ignore[arg-type]
         self._model = GridStudent(config, solver.feature_width)
         self._like = jax.eval_shape(lambda: solver.params)
         self.weights = place_weights(solver.params, self.compute)
-        self.most_pairs = solver.config.data.max_demonstrations
         self._readers: dict[Shape, Program] = {}
         self._answerers: dict[Shape, Program] = {}
-        self._tasks: OrderedDict[bytes, TaskTokens] = OrderedDict()
 
-    def answer(self, question: Question, views: int = 1) -> Attempts:
-        """Answers a question from so many views of it, all in one call.
+    def read(self, drawn: Sequence[Drawn]) -> Sequence[TaskTokens]:
+        """Reads the tasks of questions of one shape in one call."""
+        drawn, count = fill(drawn), len(drawn)
+        inputs = (np.concatenate(each) for each in zip(*(each[:3] for each in drawn), strict=True))
+        program = self.reader(drawn[0].shape._replace(questions=len(drawn)))
+        return program(self.weights, *inputs)[:count]
 
-        Raises:
-            InputError: if there are not so many views.
-        """
-        return self.answer_all([question], views)[0]
-
-    def answer_all(self, questions: Sequence[Question], views: int = 1) -> list[Attempts]:
-        """Answers questions as `answer` does each; those of one shape share a call.
-
-        Raises:
-            InputError: if there are not so many views.
-        """
-        shown = [Augmentation(view) for view in views_of(views)]
-        drawn = [self.draw(question, shown) for question in questions]
-        called = [(members, self.ready([drawn[i] for i in members])) for members in calls(drawn)]
-        running = [(members, prepared.run()) for members, prepared in called]
-        attempts: dict[int, Attempts] = {}
-        for members, said in running:
-            for start, i in enumerate(members):
-                own = np.asarray(said)[start * views : (start + 1) * views]
-                answered = zip(shown, own, strict=True)
-                attempts[i] = tally([(how.transform, decode(values)) for how, values in answered])
-        return [attempts[i] for i in range(len(questions))]
-
-    def prepare(self, question: Question, views: int = 1) -> Prepared:
-        """Reads a question's task, unless that was done before."""
-        shown = [Augmentation(view) for view in views_of(views)]
-        return self.ready([self.draw(question, shown)])
-
-    def draw(self, question: Question, shown: Sequence[Augmentation] = (Augmentation(),)) -> Drawn:
-        """Draws views of a question.
-
-        Returns:
-            Demonstrations u8[W, P, 2, N, N], their mask bool[W, P], palettes u8[W, C], and queries
-            u8[W, N, N].
-        """
-        pairs, side = question.demonstrations[: self.most_pairs], side_for(question)
-        places, colors = places_for(len(pairs), self.most_pairs), colors_of(pairs, question.query)
-        drawn = [demonstration_canvases(pairs, side, places, how) for how in shown]
-        demonstrations, mask = (np.stack(each) for each in zip(*drawn, strict=True))
-        palette = np.stack([palette_of(colors, how) for how in shown])
-        queries = np.stack([how.canvas(question.query, side) for how in shown])
-        return demonstrations, mask, palette, queries
-
-    def ready(self, drawn: Sequence[Drawn]) -> Prepared:
-        """Reads what tasks of questions of one shape were not read before, and sends the queries.
-
-        The last question fills up to a power of two.
-        """
-        drawn = [*drawn, *[drawn[-1]] * (power_of_two(len(drawn)) - len(drawn))]
-        shape = shape_of(drawn[0])._replace(questions=len(drawn))
-        queries = jax.device_put(np.concatenate([each[3] for each in drawn]))
-        return Prepared(self.answerer(shape), self.weights, self._read(shape, drawn), queries)
-
-    def shape(self, question: Question, views: int = 1) -> Shape:
-        """Returns what questions share that can be answered in one call; nothing is drawn."""
-        pairs = question.demonstrations[: self.most_pairs]
-        bucket = Bucket(side_for(question), room_for(colors_of(pairs, question.query)))
-        return Shape(bucket, places_for(len(pairs), self.most_pairs), views)
-
-    def forget(self) -> None:
-        """Forgets the tasks that were read."""
-        self._tasks.clear()
+    def ask(self, tasks: Sequence[TaskTokens], drawn: Sequence[Drawn]) -> Callable[[], jax.Array]:
+        """Sends the queries to the device, and returns what answers them."""
+        queries = jax.device_put(np.concatenate([each.queries for each in fill(drawn)]))
+        tasks = tuple(fill(tasks))
+        program = self.answerer(drawn[0].shape._replace(questions=len(tasks)))
+        return partial(program, self.weights, tasks, queries)
 
     def reader(self, shape: Shape) -> Program:
         """Returns what reads tasks of this shape, compiled once."""
@@ -190,25 +98,6 @@ class Engine:
             lowered = jax.jit(self._answer).lower(self.weights, tasks, queries)
             self._answerers[shape] = lowered.compile()
         return self._answerers[shape]
-
-    def _read(self, shape: Shape, drawn: Sequence[Drawn]) -> tuple[TaskTokens, ...]:
-        """Returns the tasks' tokens; new ones are read in one call, each once."""
-        sizes = str(shape._replace(questions=1)).encode()
-        keys = [b"".join([sizes, *(x.tobytes() for x in each[:3])]) for each in drawn]
-        known = {key: self._tasks[key] for key in keys if key in self._tasks}
-        new = {key: each for key, each in zip(keys, drawn, strict=True) if key not in known}
-        if new:
-            count = power_of_two(len(new))
-            rows = [*new.values(), *[drawn[-1]] * (count - len(new))]
-            inputs = (np.concatenate(each) for each in zip(*(row[:3] for row in rows), strict=True))
-            tasks = self.reader(shape._replace(questions=count))(self.weights, *inputs)
-            known |= zip(new, tasks, strict=False)
-        for key in keys:
-            self._tasks[key] = known[key]
-            self._tasks.move_to_end(key)
-        while len(self._tasks) > REMEMBERED:
-            self._tasks.popitem(last=False)
-        return tuple(known[key] for key in keys)
 
     def _encode(
         self, tasks: int, weights: Any, demonstrations: Any, mask: Any, palette: Any
@@ -282,29 +171,10 @@ def default_compute() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def shape_of(drawn: Drawn) -> Shape:
-    """Returns the shape of a question that was drawn so."""
-    demonstrations, _, palette, queries = drawn
-    bucket = Bucket(queries.shape[-1], palette.shape[-1])
-    return Shape(bucket, demonstrations.shape[1], len(queries))
-
-
-def calls(drawn: Sequence[Drawn]) -> list[list[int]]:
-    """Returns which questions are answered in one call: those of one shape, up to `CELLS` cells."""
-    members: dict[Shape, list[int]] = defaultdict(list)
-    for i, each in enumerate(drawn):
-        members[shape_of(each)].append(i)
-    found = []
-    for shape, alike in members.items():
-        room = max(1, CELLS // (shape.views * shape.bucket.size**2))
-        most = 1 << (room.bit_length() - 1)  # a power of two, so that a full call pads nothing
-        found += [alike[start : start + most] for start in range(0, len(alike), most)]
-    return found
-
-
-def power_of_two(count: int) -> int:
-    """Returns the smallest power of two that holds so many."""
-    return 1 << (count - 1).bit_length()
+def fill(items: Sequence[Any]) -> list[Any]:
+    """Repeats the last one until there are a power of two."""
+    most = 1 << (len(items) - 1).bit_length()
+    return [*items, *[items[-1]] * (most - len(items))]
 
 
 def _demonstrations_like(shape: Shape) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -45,7 +45,7 @@ from bridge.manifest import digest_of
 from bridge.scaling import no_scaling
 from student_jax.batch import ROOMS, smallest_batch
 from student_jax.config import ModelConfig, TrainConfig
-from student_jax.engine import Engine, shape_of
+from student_jax.engine import Engine
 from student_jax.export import describe, torch_tensors
 from student_jax.flops import matmul_ceiling
 from student_jax.solver import Solver, load_solver, make_solver
@@ -208,7 +208,7 @@ def measure_case(
         sides["ONNX Runtime: read + network"] = onnx_side(folder, solver, engine, text)
     if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
         sides |= teacher_sides(policy, question_of(text), device)
-    shape = shape_of(engine.draw(question_of(text)))
+    shape = engine.shape(question_of(text))
     programs = engine.reader(shape), engine.answerer(shape)
     return {
         "timings": race(sides, config.runs, config.seconds, config.rounds),

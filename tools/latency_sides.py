@@ -19,9 +19,10 @@ from bridge.proofs import INPUTS, Proof
 from bridge.torch_export import make_program
 from bridge.torch_student import make_mirror
 from bridge.views import task_view
+from student_jax.answerer import Drawn
 from student_jax.batch import Augmentation
 from student_jax.config import ModelConfig
-from student_jax.engine import Drawn, Engine, FeatureEngine, shape_of
+from student_jax.engine import Engine, FeatureEngine
 from student_jax.export import torch_tensors
 from student_jax.flops import answer_flops
 from student_jax.solver import Solver
@@ -71,18 +72,15 @@ def engine_sides(engine: Engine, model: ModelConfig, text: str) -> dict[str, Con
 
 def flops_of(model: ModelConfig, drawn: Drawn) -> tuple[float, float]:
     """Returns the FLOPs of reading a task that was drawn so, and of answering one view."""
-    _, places, *_, side = drawn[0].shape
-    return answer_flops(model, side, places, drawn[2].shape[-1])
+    (side, colors), places, *_ = drawn.shape
+    return answer_flops(model, side, places, colors)
 
 
 def both_of(engine: Engine, drawn: Drawn) -> Callable[[], jax.Array]:
     """Returns what reads a task and answers, in JAX."""
-    shape = shape_of(drawn)
-    read, answer = engine.reader(shape), engine.answerer(shape)
 
     def run() -> jax.Array:
-        tasks = read(engine.weights, *drawn[:3])
-        return answer(engine.weights, tasks, drawn[3]).block_until_ready()
+        return engine.ask(engine.read([drawn]), [drawn])().block_until_ready()
 
     return run
 

@@ -10,12 +10,12 @@ from bridge.arc_files import load_tasks
 from bridge.canvas import decode
 from bridge.errors import InputError
 from bridge.scaling import no_scaling
+from student_jax.answerer import Drawn, calls
 from student_jax.batch import feature_batch, smallest_batch
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.engine import (
     Engine,
     FeatureEngine,
-    calls,
     default_compute,
     keep_programs,
     place_weights,
@@ -96,7 +96,7 @@ def test_several_questions_are_answered_in_few_calls_as_one_by_one(engine, quest
 
 def test_calls_hold_questions_of_one_shape_and_no_more_than_fit(engine, questions):
     drawn = [engine.draw(question) for question in questions]
-    small, large = drawn[1], [np.repeat(x, 8, 0) for x in drawn[1]]
+    small, large = drawn[1], Drawn(*(np.repeat(x, 8, 0) for x in drawn[1]))
     assert calls([small, drawn[0], small]) == [[0, 2], [1]]
     assert [len(each) for each in calls([large] * 20)] == [16, 4]  # 16 x 8 views x 64 cells
 
@@ -109,7 +109,8 @@ def test_empty_places_change_no_answer(engine, questions):
     *read, palette, query = engine.draw(two)
     wide = [np.pad(x, [(0, 0), (0, 2), *[(0, 0)] * (x.ndim - 2)]) for x in read]
     expected = engine.prepare(two).run()
-    np.testing.assert_allclose(engine.ready([(*wide, palette, query)]).run(), expected, atol=1e-5)
+    got = engine.ready([Drawn(*wide, palette, query)]).run()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_a_shape_compiles_once(engine, questions, monkeypatch):
