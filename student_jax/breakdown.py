@@ -15,22 +15,31 @@ from bridge.arc import NUM_COLORS, Grid, Task
 from bridge.canvas import Attempts
 from student_jax.metrics import Answers, is_exact, score
 
-SIZES = (10, 20, 30)  # longest side of any grid of a task, the answer included
+# Longest side of any grid of a task, the answer included.
+SIZES = {10: "sides 1 to 10", 20: "sides 11 to 20", 30: "sides 21 to 30"}
+OUTPUTS = ("same size", "other size")  # of a task's outputs, beside their inputs
+
+
+def longest_side(task: Task) -> int:
+    """Returns the rows or columns of a task's largest grid, the answer included."""
+    return max(task.largest_side, *(max(grid.shape) for grid in task.test_outputs or ()))
+
+
+def kinds_of_task(task: Task) -> tuple[str, str]:
+    """Returns which of `SIZES` and which of `OUTPUTS` a task is of."""
+    pairs = [(pair.input, pair.output) for pair in task.demonstrations]
+    pairs += zip(task.test_inputs, task.test_outputs or (), strict=True)
+    same = all(given.shape == output.shape for given, output in pairs)
+    longest = longest_side(task)
+    return next(name for side, name in SIZES.items() if longest <= side), OUTPUTS[not same]
 
 
 def kinds_of(tasks: Mapping[str, Task], ids: Iterable[str]) -> dict[str, list[str]]:
     """Sorts scored tasks by size, and by whether outputs are as large as their inputs."""
-    kinds: dict[str, list[str]] = {f"sides up to {side}": [] for side in SIZES}
-    kinds |= {"same size": [], "other size": []}
+    kinds: dict[str, list[str]] = {name: [] for name in (*SIZES.values(), *OUTPUTS)}
     for task_id in ids:
-        task = tasks[task_id]
-        outputs = task.test_outputs or ()
-        longest = max(task.largest_side, *(max(grid.shape) for grid in outputs))
-        kinds[f"sides up to {next(side for side in SIZES if longest <= side)}"].append(task_id)
-        pairs = [(pair.input, pair.output) for pair in task.demonstrations]
-        pairs += zip(task.test_inputs, outputs, strict=True)
-        same = all(given.shape == output.shape for given, output in pairs)
-        kinds["same size" if same else "other size"].append(task_id)
+        for kind in kinds_of_task(tasks[task_id]):
+            kinds[kind].append(task_id)
     return {name: found for name, found in kinds.items() if found}
 
 

@@ -16,26 +16,37 @@ from rich.console import Console
 from bridge import config as configs
 from bridge.arc import Task
 from bridge.arc_files import load_tasks
-from bridge.errors import InputError
 from bridge.files import write_text
-from bridge.predictions import Predictions, check_covers, read_predictions
+from bridge.predictions import Predictions
 from student_jax.baselines import BASELINES, baseline
 from student_jax.breakdown import break_down
-from student_jax.goals import goals, make_goals_table, read_latency
+from student_jax.goals import (
+    goals,
+    goals_title,
+    make_goals_table,
+    read_latency,
+    whose_goals,
+)
 from student_jax.metrics import Scores, pass_2, score
-from student_jax.paired import Retention, compare, retention
+from student_jax.paired import Retention, compare
+from student_jax.rows import (
+    HELD_OUT,
+    groups_of,
+    load_predictions,
+    reader_of,
+    readers_of,
+    retentions,
+    split_tasks,
+)
 from student_jax.tables import (
     describe_costs,
     describe_retentions,
     describe_runs,
     make_kinds_table,
+    make_retention_table,
     make_table,
     missing_controls,
 )
-
-# Tasks of arcagi/evaluation whose answers arcagi/training holds (python -m bridge.arc audit).
-KNOWN_LEAKS = frozenset({"070dd51e", "50a16a69"})
-HELD_OUT = "held-out tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +104,11 @@ def show_goals(
     console: Console, latency: dict[str, Any], files: dict[str, Predictions], found: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Prints what was promised, and returns it."""
-    kept = [
-        Retention(**found["retention"][name])
-        for name, p in files.items()
-        if name in found["retention"] and p.about.get("parameters") == latency["parameters"]
-    ]
-    rows = goals(latency, kept[0] if kept else None)
-    console.print(make_goals_table(latency, rows))
-    return [asdict(row) for row in rows]
+    name = whose_goals(files, latency)
+    kept = found["retention"].get(name)
+    rows = goals(files[name].about["parameters"], latency, Retention(**kept) if kept else None)
+    console.print(make_goals_table(goals_title(name, latency), rows))
+    return [{**asdict(row), "verdict": row.verdict} for row in rows]
 
 
 def show_scores(
@@ -116,8 +124,10 @@ def show_scores(
     if held_out:
         details = {name: break_down(p.attempts, tasks, held_out) for name, p in files.items()}
         console.print(make_kinds_table(details))
-    retained, lines = remarks(files, tasks, results)
-    for line in lines:
+    retained = retentions(files, tasks, held_out)
+    if retained:
+        console.print(make_retention_table(str(reader_of(files)), retained))
+    for line in remarks(files, results, retained):
         console.print(line, highlight=False)
     return {
         "scores": {
@@ -155,27 +165,6 @@ def show_comparison(
     return {"a": name_a, "b": name_b, "comparison": found}
 
 
-def load_predictions(paths: tuple[Path, ...], tasks: dict[str, Task]) -> dict[str, Predictions]:
-    """Reads predictions over one set of tasks, named by student.
-
-    Raises:
-        InputError: if a file is faulty or covers other tasks than the first.
-    """
-    files: dict[str, Predictions] = {}
-    for path in paths:
-        predictions = read_predictions(path)
-        check_covers(predictions.attempts, tasks, str(path))
-        first = next(iter(files.values()), predictions)
-        differing = sorted(set(first.attempts) ^ set(predictions.attempts))
-        if differing:
-            raise InputError(f"{path}: expected the tasks of {paths[0]}, differs in {differing[0]}")
-        files[row_name(predictions.about, path, files)] = predictions
-    for task_id in next(iter(files.values())).attempts:
-        if tasks[task_id].test_outputs is None:
-            raise InputError(f"task {task_id}: its test outputs are not known; nothing to score")
-    return files
-
-
 def evaluate(files: dict[str, Predictions], tasks: dict[str, Task]) -> dict[str, dict[str, Scores]]:
     """Returns group -> row -> scores, baselines first."""
     chosen = {task_id: tasks[task_id] for task_id in next(iter(files.values())).attempts}
@@ -187,85 +176,21 @@ def evaluate(files: dict[str, Predictions], tasks: dict[str, Task]) -> dict[str,
     }
 
 
-def groups_of(files: dict[str, Predictions]) -> dict[str, list[str]]:
-    """Sorts the tasks into those held out from all students and those any was trained on.
-
-    Where the two tasks are among them whose answers ARC-AGI-1's training set holds, two more groups
-    follow: without them, and with them as others report it.
-    """
-    ids = list(next(iter(files.values())).attempts)
-    held_out, trained_on = split_tasks(files)
-    groups = {HELD_OUT: held_out, "tasks trained on, answers included": trained_on}
-    if KNOWN_LEAKS & set(ids):
-        if KNOWN_LEAKS & set(held_out):
-            name = "held-out tasks without the two that training tasks give away"
-            groups[name] = [i for i in held_out if i not in KNOWN_LEAKS]
-        elif set(trained_on) <= KNOWN_LEAKS:
-            groups["all, with the two given away, as others report it"] = ids
-    return {group: found for group, found in groups.items() if found}
-
-
-def split_tasks(files: dict[str, Predictions]) -> tuple[list[str], list[str]]:
-    """Returns the tasks held out from all of the students, and those any was trained on."""
-    trained = trained_tasks(files)
-    ids = list(next(iter(files.values())).attempts)
-    return [i for i in ids if i not in trained], [i for i in ids if i in trained]
-
-
 def remarks(
-    files: dict[str, Predictions], tasks: dict[str, Task], results: dict[str, dict[str, Scores]]
-) -> tuple[dict[str, Retention], list[str]]:
-    """Returns what is retained of the teacher's score, and all there is to say of the scores."""
-    held_out, _ = split_tasks(files)
-    retained = retentions(files, tasks, held_out) if held_out else {}
-    runs = describe_runs(files, results[HELD_OUT]) if held_out else []
+    files: dict[str, Predictions],
+    results: dict[str, dict[str, Scores]],
+    retained: dict[str, Retention],
+) -> list[str]:
+    """Returns all there is to say beside the scores."""
+    runs = describe_runs(files, results[HELD_OUT]) if HELD_OUT in results else []
     lines = [*runs, *describe_costs(files), *describe_retentions(retained)]
-    return retained, [*lines, *missing_controls(files)]
-
-
-def retentions(
-    files: dict[str, Predictions], tasks: dict[str, Task], ids: list[str]
-) -> dict[str, Retention]:
-    """Returns what each student that stands alone keeps of the teacher's score.
-
-    The teacher's own score is that of the student that reads its features; without one, or with
-    several, there is nothing to compare with.
-    """
-    readers = [p for p in files.values() if p.about.get("needs_teacher")]
-    if len(readers) != 1:
-        return {}
-    return {
-        name: retention(p.attempts, readers[0].attempts, tasks, ids)
-        for name, p in files.items()
-        if p is not readers[0]
-    }
-
-
-def trained_tasks(files: dict[str, Predictions]) -> set[str]:
-    """Returns the tasks that any of the students was trained on.
-
-    Raises:
-        InputError: if a file does not say; nothing may then pass for held out.
-    """
-    for name, predictions in files.items():
-        if "trained_on" not in predictions.about:
-            raise InputError(
-                f"{name}: about.trained_on: expected the tasks it was trained on, got nothing; "
-                "write the predictions with python -m student_jax.solve"
-            )
-    return {i for p in files.values() for i in p.about["trained_on"]}
-
-
-def row_name(about: dict[str, Any], path: Path, taken: dict[str, Predictions]) -> str:
-    """Names a row by what the student is and what it needs at inference."""
-    name = f"{about.get('student', path.stem)} student"
-    if about.get("needs_teacher"):
-        name += " (reads the teacher)"
-    if about.get("tier", "zero-shot") != "zero-shot":
-        name += f", {about['tier']}"
-    if about.get("views", 1) > 1:
-        name += f", {about['views']} views"
-    return f"{name}, {path}" if name in taken else name
+    readers = readers_of(files)
+    if len(readers) > 1:
+        lines.append(
+            "what is kept of the teacher's score is told of one reader of its features at a time; "
+            f"here are {len(readers)}: {'; '.join(readers)}"
+        )
+    return [*lines, *missing_controls(files)]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge.arc import Task
-from student_jax.metrics import Answers, is_exact, pass_2
+from student_jax.metrics import Answers, is_exact, pass_2, score
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,13 @@ def compare(a: Answers, b: Answers, tasks: Mapping[str, Task], ids: Sequence[str
 class Retention:
     """How much of a teacher's score a student keeps, on the same tasks."""
 
-    share: float | None  # student's pass@2 / teacher's; None where the teacher solves nothing
+    student: float  # pass@2
+    teacher: float
+    share: float | None  # the one by the other; None where the teacher solves nothing
     low: float | None  # its 95 % interval, over tasks drawn anew
     high: float | None
     agreement: float  # share of test inputs with the same first attempt, right or wrong
+    cells: float | None  # student's right cells / teacher's: not what the goal is about
 
 
 def retention(
@@ -73,14 +76,23 @@ def retention(
         for i in ids
         for mine, theirs in zip(student.get(i, ()), teacher.get(i, ()), strict=True)
     ]
-    agreement = float(np.mean(same))
-    of_student, of_teacher = scores.mean(0)
-    if of_teacher == 0:
-        return Retention(None, None, None, agreement)
-    means = resampled_means(scores)
-    means = means[means[:, 1] > 0]
-    low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
-    return Retention(float(of_student / of_teacher), float(low), float(high), agreement)
+    of_student, of_teacher = scores.mean(0).tolist()
+    share = low = high = None
+    if of_teacher:
+        means = resampled_means(scores)
+        means = means[means[:, 1] > 0]
+        share = of_student / of_teacher
+        low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5]).tolist()
+    mine, theirs = (score(x, tasks, ids).cell for x in (student, teacher))
+    return Retention(
+        student=of_student,
+        teacher=of_teacher,
+        share=share,
+        low=low,
+        high=high,
+        agreement=float(np.mean(same)),
+        cells=mine / theirs if theirs else None,
+    )
 
 
 def resampled_means(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

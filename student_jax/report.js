@@ -14,7 +14,8 @@
     item,
     id: item.id.slice("task=".length),
     kinds: item.dataset.kinds, // one digit a student, 0 the best kind
-    side: Number(item.dataset.side),
+    size: item.dataset.size,
+    output: item.dataset.output,
     group: item.dataset.group,
   }));
   for (const option of choices.flatMap((select) => [...select.options])) {
@@ -34,8 +35,7 @@
     const kind = want.student === "" ? [...task.kinds].sort()[0] : task.kinds[want.student];
     return (
       kindsOf[want.result].includes(kind) &&
-      (want.size === "" || task.side <= Number(want.size)) &&
-      (want.group === "" || task.group === want.group) &&
+      ["size", "output", "group"].every((name) => ["", task[name]].includes(want[name])) &&
       task.id.toLowerCase().includes(want.task_id.trim().toLowerCase())
     );
   }

@@ -18,10 +18,12 @@ from bridge.arc import Task
 from bridge.arc_files import load_tasks
 from bridge.files import write_text
 from bridge.predictions import Predictions
-from student_jax.evaluate import evaluate, load_predictions, split_tasks
+from student_jax.evaluate import evaluate
+from student_jax.goals import read_latency
 from student_jax.outcome import OUTCOMES, outcomes_of
 from student_jax.report_page import make_page
 from student_jax.report_pictures import make_sheet, write_png, write_svg
+from student_jax.rows import load_predictions, split_tasks
 from student_jax.solve import color_text
 from student_jax.tables import make_table
 
@@ -34,6 +36,8 @@ class ReportConfig:
     """files written by python -m student_jax.solve, over the same tasks"""
     source: str = "arcagi/training"
     """where the answers are: as --source of solve"""
+    latency: Path | None = None
+    """what tools/bench_latency.py measured of one of the students, to show beside the goals"""
     out: Path = Path("report.html")
     """the page to write"""
     png: Path | None = None
@@ -57,7 +61,8 @@ def main(config: ReportConfig) -> None:
     """
     tasks = load_tasks(config.source)
     files = load_predictions(config.predictions, tasks)
-    write_text(config.out, make_page(files, tasks))
+    latency = read_latency(config.latency, files) if config.latency else None
+    write_text(config.out, make_page(files, tasks, latency))
     configs.save(config, config.out.with_suffix(".config.yaml"))
     print(f"report: {config.out}")
     held_out, trained_on = split_tasks(files)

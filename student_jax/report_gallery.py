@@ -13,13 +13,13 @@ from typing import Any
 from bridge.arc import Grid, Task
 from bridge.canvas import Attempts
 from bridge.predictions import Predictions
-from student_jax.evaluate import HELD_OUT
+from student_jax.breakdown import OUTPUTS, SIZES, kinds_of_task, longest_side
 from student_jax.metrics import is_exact
 from student_jax.outcome import OUTCOMES, RESULTS, outcome_of, task_outcome
 from student_jax.report_pictures import diff_uri, grid_uri
+from student_jax.rows import HELD_OUT
 
 TRAINED_ON = "tasks trained on"
-SIZES = (10, 20, 30)  # longest sides; report.css has the pixels of a cell for each
 ARROW = '<span aria-hidden="true">→</span>'
 CODES = {kind: str(i) for i, kind in enumerate(OUTCOMES)}  # best first, as report.js relies on
 LEARNT: dict[str, Callable[[Any], str]] = {  # what predictions say of a task's adaptation
@@ -43,7 +43,8 @@ def make_filters(files: dict[str, Predictions]) -> str:
         f'<option value="{value}" data-kinds="{codes}">{escape(text)}</option>'
         for value, text, codes in results
     )
-    sizes = [("", "any"), *((str(size), f"up to {size} x {size}") for size in SIZES[:-1])]
+    sizes = [("", "any"), *((name, name) for name in SIZES.values())]
+    outputs = [("", "any"), *((name, name) for name in OUTPUTS)]
     students = [("", "best of all"), *((str(i), name) for i, name in enumerate(files))]
     groups = [("", "all"), (HELD_OUT, "held out"), (TRAINED_ON, "trained on")]
     return f"""<form id="filters" aria-label="which tasks to show" hidden>
@@ -51,6 +52,7 @@ def make_filters(files: dict[str, Predictions]) -> str:
 <label>Result <select name="result">{result}</select></label>
 <label>By <select name="student">{_options(students)}</select></label>
 <label>Size <select name="size">{_options(sizes)}</select></label>
+<label>Output <select name="output">{_options(outputs)}</select></label>
 <label>Tasks <select name="group">{_options(groups)}</select></label>
 <button type="reset">Show all</button>
 <output aria-live="polite"></output>
@@ -86,7 +88,7 @@ def make_gallery(
 
 def _task(group: str, task: Task, files: dict[str, Predictions]) -> str:
     name = escape(task.task_id)
-    side = max(task.largest_side, *(max(grid.shape) for grid in task.test_outputs or ()))
+    side, (size, output) = longest_side(task), kinds_of_task(task)
     outcomes = "".join(CODES[task_outcome(p.attempts[task.task_id], task)] for p in files.values())
     demonstrations = "".join(
         f'<div class="pair" role="group" aria-label="demonstration {i}">'
@@ -97,7 +99,8 @@ def _task(group: str, task: Task, files: dict[str, Predictions]) -> str:
     tests = "".join(_test(task, i, files, side) for i in range(len(task.test_inputs)))
     # With a script, what is in noscript is mere text until report.js shows it: 400 tasks open fast.
     return (
-        f'<li id="task={name}" data-kinds="{outcomes}" data-side="{side}" data-group="{group}">'
+        f'<li id="task={name}" data-kinds="{outcomes}" data-size="{size}" data-output="{output}" '
+        f'data-group="{group}">'
         f'<section class="task"><h3>{name}</h3> '
         f'<a class="link" href="#task={name}" aria-label="link to task {name}">#</a>'
         f'<noscript><div class="row">{demonstrations}</div>{tests}</noscript></section></li>'
@@ -162,7 +165,7 @@ def _figure(caption: str, grid: Grid, side: int, verdict: str = "") -> str:
 def _picture(caption: str, alt: str, uri: str, shape: tuple[int, int], side: int) -> str:
     """Shows a picture; `side`, of the task, sets the size of its cells if they all fit."""
     rows, cols = shape
-    size = next(size for size in SIZES if max(rows, cols, side) <= size)
+    size = next(size for size in SIZES if max(rows, cols, side) <= size)  # as in report.css
     return (
         f'<figure class="c{size}"><figcaption>{caption}</figcaption><div><img alt="{alt}" '
         f'style="--w:{cols}" width="{cols}" height="{rows}" src="{uri}"></div></figure>'

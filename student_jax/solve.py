@@ -108,6 +108,7 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     solver = load_solver(config.checkpoint, config.which, store)
     tasks = {single.task_id: single} if single else choose_tasks(config, solver)
     blind = [task.blind() for task in tasks.values()]
+    started = time.perf_counter()
     adapted = learn(solver, learning, blind, config.views) if learning else {}
     attempts = {task_id: each.attempts for task_id, each in adapted.items()}
     took = None
@@ -117,6 +118,7 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
             attempts[single.task_id], took = answer_at_once(solver, questions, config.views)
         else:
             attempts = by_task(blind, solver.solve(questions, store, config.views))
+    seconds = time.perf_counter() - started
     if single is not None:
         note = "trained on" if single.task_id in solver.trained_on else "not trained on"
         print_attempts(Console(), single, attempts[single.task_id], note)
@@ -135,6 +137,8 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
         "step": solver.step,
         "which": config.which,
         "views": config.views,
+        # Of all tasks together, compilation included.
+        "answering": {"tasks": len(tasks), "seconds": seconds},
         "learning": asdict(learning) if learning else None,
         "adapted": {
             task_id: {name: getattr(each, name) for name in ("fit", "steps", "seconds", "rounds")}

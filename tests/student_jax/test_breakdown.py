@@ -54,9 +54,9 @@ def test_tasks_are_sorted_by_the_largest_grid_and_by_whether_sizes_stay():
         "large answer": make_task("large answer", small, large, (Pair(small, small),)),
     }
     kinds = kinds_of(tasks, tasks)
-    assert kinds["sides up to 10"] == ["same", "other"]
-    assert kinds["sides up to 20"] == ["large answer"]
-    assert "sides up to 30" not in kinds
+    assert kinds["sides 1 to 10"] == ["same", "other"]
+    assert kinds["sides 11 to 20"] == ["large answer"]
+    assert "sides 21 to 30" not in kinds
     assert kinds["same size"] == ["same"]
 
 

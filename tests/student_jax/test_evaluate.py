@@ -34,7 +34,8 @@ def write(path, tasks, solved, **about):
 
 def evaluate(*files, tmp_path, capsys):
     main(EvaluateConfig(predictions=files, source=EVALUATION, out=tmp_path / "s.json"))
-    return json.loads((tmp_path / "s.json").read_text()), " ".join(capsys.readouterr().out.split())
+    text = capsys.readouterr().out.translate(dict.fromkeys(map(ord, "│┃"), " "))
+    return json.loads((tmp_path / "s.json").read_text()), " ".join(text.split())
 
 
 def groups(scores):
@@ -77,9 +78,9 @@ def test_a_teacher_without_its_controls_is_told(tasks, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("read", "words"),
     [
-        (IDS, "50% of the teacher's pass@2 (95 % interval"),
-        (IDS[:2], "100% of the teacher's pass@2 (95 % interval 100% to 100%); goal > 90%: met"),
-        ((), "goal > 90% open: the reader of the teacher solves nothing"),
+        (IDS, "grid student 50.0 % 50% 0-100 % not met 50% "),
+        (IDS[:2], "grid student 50.0 % 100% 100-100 % met 100% 100%"),
+        ((), "grid student 50.0 % undefined - open"),
     ],
 )
 def test_retention_is_shown_met_or_not(tasks, tmp_path, capsys, read, words):
@@ -87,7 +88,38 @@ def test_retention_is_shown_met_or_not(tasks, tmp_path, capsys, read, words):
     alone = write(tmp_path / "b.json", tasks, IDS[:2])
     found, text = evaluate(reader, alone, tmp_path=tmp_path, capsys=capsys)
     assert words in text
+    assert ("solves none of these tasks" in text) == (not read)
     assert list(found["retention"]) == ["grid student"]
+
+
+def test_the_teachers_score_is_not_that_of_its_random_control(tasks, tmp_path, capsys):
+    reads = {"student": "feature", "needs_teacher": True}
+    control = {**TEACHER, "weights": "random weights, seed 0"}
+    files = [
+        write(tmp_path / "a.json", tasks, IDS, **reads, teacher=control),
+        write(tmp_path / "b.json", tasks, IDS[:2], **reads, teacher=TEACHER),
+        write(tmp_path / "c.json", tasks, IDS[:1], teacher=TEACHER),
+        write(tmp_path / "d.json", tasks, (), teacher=None),
+    ]
+    found, text = evaluate(*files, tmp_path=tmp_path, capsys=capsys)
+    kept = {name: each["share"] for name, each in found["retention"].items()}
+    assert kept == {
+        "feature student (reads the teacher), teacher gr00t-n1.5, random weights, seed 0": 2.0,
+        "grid student, teacher gr00t-n1.5, pretrained": 0.5,
+        "grid student, no teacher": 0.0,
+    }
+    assert "50.0 %, of the feature student (reads the teacher), teacher gr00t-n1.5, pre" in text
+    again = write(tmp_path / "e.json", tasks, IDS[:2], **reads, teacher=TEACHER)
+    found, text = evaluate(*files, again, tmp_path=tmp_path, capsys=capsys)
+    assert found["retention"] == {}
+    assert "one reader of its features at a time; here are 2" in text
+
+
+def test_what_zero_shot_answers_took_is_told(tasks, tmp_path, capsys):
+    together = {"tasks": 4, "seconds": 10.0}
+    file = write(tmp_path / "p.json", tasks, IDS[:1], views=8, answering=together)
+    text = evaluate(file, tmp_path=tmp_path, capsys=capsys)[1]
+    assert "2.50 s a task, in 8 view(s): all 4 together in 10.0 s, compilation included" in text
 
 
 def test_comparison_prints_and_writes_what_changed(tasks, tmp_path, capsys):
@@ -118,7 +150,7 @@ def test_breakdown_is_written(tasks, tmp_path, capsys):
     assert sum(kind["num_tasks"] for kind in details["kinds"].values()) == 2 * len(IDS)
     assert len(details["colors"]) == 10
     assert details["risk_coverage"] == [[1.0, 0.75]]  # all equally sure
-    assert "learnt 3.0 s a task, at most 6.0 s" in text
+    assert "3.0 s a task, to learn and answer it, at most 6.0 s" in text
 
 
 def test_predictions_or_a_comparison_but_not_both():

@@ -291,7 +291,7 @@ def test_browser_filters_change_what_is_shown_and_the_counts(open_page):
     assert 0 < solved < 200
     assert page.locator("output").inner_text() == f"{solved} of 400 tasks"
     assert page.locator("select[name=result] option:checked").inner_text() == f"solved ({solved})"
-    choice(page, "size").select_option("10")
+    choice(page, "size").select_option("sides 1 to 10")
     assert 0 < shown(page) < solved
     assert page.locator(".student[data-student='1']:visible").count() == 0
     choice(page, "group").select_option("tasks trained on")
@@ -317,6 +317,14 @@ def test_browser_address_keeps_the_filters(open_page, small_file):
     link.click()
     again.wait_for_function(f"document.querySelector('output').textContent.startsWith('{count} ')")
     assert shown(again) == count
+    # So does a number of a student's kinds of task.
+    row = again.get_by_role("row", name=re.compile("^other size")).first
+    link = row.locator("a").first
+    count = int(link.inner_text())
+    link.click()
+    again.wait_for_function(f"document.querySelector('output').textContent.startsWith('{count} ')")
+    assert choice(again, "output").input_value() == "other size"
+    assert shown(again) == count
 
 
 def test_browser_is_usable_by_keyboard_alone(open_page):
@@ -338,10 +346,10 @@ def test_browser_is_usable_by_keyboard_alone(open_page):
     assert shown(page) == 400
     page.keyboard.press("/")
     names = []
-    for _ in range(5):
+    for _ in range(6):
         page.keyboard.press("Tab")
         names.append(page.evaluate("document.activeElement.name || document.activeElement.type"))
-    assert names == ["result", "student", "size", "group", "reset"]
+    assert names == ["result", "student", "size", "output", "group", "reset"]
     page.keyboard.press("Tab")
     assert page.evaluate(focused) == ids[0]
 

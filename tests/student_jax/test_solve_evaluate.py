@@ -98,7 +98,8 @@ def test_solve_evaluate_and_report_end_to_end(run, task_folder, tmp_path, capsys
     predictions = tmp_path / "p.json"
     solve_main(SolveConfig(checkpoint=run, split="all", out=predictions))
     about = read_predictions(predictions).about
-    assert about["tier"] == "zero-shot"
+    assert (about["tier"], about["views"]) == ("zero-shot", 1)
+    assert about["answering"]["tasks"] == 6
     assert 0 < len(about["trained_on"]) < 6
     evaluate_main(EvaluateConfig(predictions=(predictions,), source=str(task_folder)))
     text = capsys.readouterr().out
@@ -137,6 +138,7 @@ def test_canary_no_test_output_reaches_the_predictions(run, task_folder, tmp_pat
         solve_main(SolveConfig(checkpoint=run, source=str(source), out=out))
         value = json.loads(out.read_text())
         assert value["about"].pop("source") == str(source)
+        assert value["about"].pop("answering")["seconds"] > 0
         found.append(json.dumps(value))
     assert found[0] == found[1] == found[2]
 
