@@ -106,7 +106,10 @@ class Adapter:
         group = Group(self.learner, jax.device_put(self.solver.params, device), lessons)
         clock.keep(group.rehearse())
         name = lessons[0].task.task_id if len(lessons) == 1 else f"{len(lessons)} tasks"
-        with tqdm(total=config.steps, desc=f"adapt {name}", unit="step", leave=False) as bar:
+        hidden = watch is not None  # who watches draws a bar of their own
+        with tqdm(
+            total=config.steps, desc=f"adapt {name}", unit="step", leave=False, disable=hidden
+        ) as bar:
             for step in range(config.steps):
                 progress = clock.progress(step)
                 if progress >= 1 or stop.requested or all(x.is_over for x in group.courses):
