@@ -24,6 +24,7 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.proofs import PROOFS, Proof, hold, save_proofs
 from bridge.tree import flatten
+from student_jax.card import model_card
 from student_jax.proofs import Exact, make_proofs
 from student_jax.release import read_release
 from student_jax.solver import Solver, Which, load_solver
@@ -187,49 +188,6 @@ def describe(solver: Solver, digest: str) -> dict[str, Any]:
             name: config["data"][name] for name in ("tasks", "max_demonstrations")
         },  # which tasks were held out
     }
-
-
-def model_card(solver: Solver) -> str:
-    """Returns README.md."""
-    teacher = solver.teacher or {}
-    reads = (
-        "It reads the teacher's features: it cannot answer without the teacher."
-        if solver.config.model.reads_features
-        else "It reads raw grids and answers in one pass, without a teacher."
-    )
-    generated = " and generated pairs of them (RE-ARC)" if solver.config.data.rearc else ""
-    taught = f"Teacher: none. It learnt from ARC's own training tasks{generated} alone."
-    if teacher:
-        taught = (
-            f"Teacher: {teacher['teacher']}, {teacher['weights']}. Its licence: "
-            f"{teacher.get('licence', 'none')}.\n  A student distilled from weights under a "
-            "non-commercial licence is best taken to be under the same."
-        )
-    return f"""---
-tags: [arc-agi, distillation, sage-distill]
-library_name: pytorch
----
-# SAGE-distill {solver.config.model.kind} student
-
-{solver.num_parameters:,} parameters, step {solver.step}. {reads}
-
-- {taught}
-- Trained on {len(solver.trained_on)} ARC-AGI-1 tasks, named in config.json. Scores on those say
-  nothing of new tasks.
-
-`model.safetensors` has PyTorch's names and layouts. With `pip install sage-distill[teacher]`:
-
-    import json, torch
-    from safetensors.torch import load_file
-    from bridge.torch_student import make_mirror
-    about = json.load(open("config.json"))
-    student = make_mirror(about["model"], about["feature_width"], about["scaling"]).eval()
-    student.load_state_dict(load_file("model.safetensors"))
-
-`python -m bridge.torch_export --folder . --format torchscript onnx` checks the weights against
-`proof.safetensors` and writes TorchScript, a `torch.export` program and ONNX. `manifest.json` tells
-what is here, each file's digest, and how far each format's answers are from the student's in JAX.
-"""
 
 
 if __name__ == "__main__":
