@@ -72,6 +72,17 @@ def find_task(name: str, sources: tuple[str, ...] = ARC_AGI_1) -> Task:
     )
 
 
+def without_answers(task: Task) -> dict[str, list[dict[str, list[list[int]]]]]:
+    """Returns a task as ARC's files have it, but for its test outputs."""
+    return {
+        "train": [
+            {"input": pair.input.tolist(), "output": pair.output.tolist()}
+            for pair in task.demonstrations
+        ],
+        "test": [{"input": grid.tolist()} for grid in task.test_inputs],
+    }
+
+
 def read_json(path: Path) -> Any:
     """Decodes a JSON file, refusing what no honest file holds.
 

@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bridge import config as configs
-from bridge.arc import Task
-from bridge.arc_files import load_tasks
+from bridge.arc_files import load_tasks, without_answers
 from bridge.audit import Leak, audit, summarize
 from bridge.errors import InputError
 from bridge.files import write_text
@@ -119,17 +118,6 @@ def write_blind(source: str, out: Path) -> None:
         for task_id, value in tasks.items():
             write_text(out / f"{task_id}.json", json.dumps(value))
     print(f"blind: {out}: {len(tasks)} tasks, no test outputs")
-
-
-def without_answers(task: Task) -> dict[str, list[dict[str, list[list[int]]]]]:
-    """Returns a task as ARC's files have it, but for its test outputs."""
-    return {
-        "train": [
-            {"input": pair.input.tolist(), "output": pair.output.tolist()}
-            for pair in task.demonstrations
-        ],
-        "test": [{"input": grid.tolist()} for grid in task.test_inputs],
-    }
 
 
 def submit(config: ArcConfig) -> None:

@@ -26,7 +26,7 @@ class Metrics:
             "sage_request_seconds",
             "From request to response",
             ["route"],
-            SECONDS,
+            buckets=SECONDS,
             registry=registry,
         )
         self.answer_seconds = Histogram(
