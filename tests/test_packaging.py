@@ -117,7 +117,7 @@ def test_containers_install_as_the_makefile_does():
     assert not re.search(r"^USER root|^ADD ", dockerfile, re.MULTILINE)
     assert re.search(r"^USER \d+", dockerfile, re.MULTILINE)
     assert '"-m", "student_jax.serve"' in dockerfile
-    for extra in re.findall(r"EXTRAS=(\S+)", dockerfile):
+    for extra in re.findall(r"EXTRAS=([\w,]+\w)", dockerfile):
         assert set(extra.split(",")) <= EXTRAS.keys()
     for line in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", dockerfile, re.MULTILINE):
         for name in line.split():
