@@ -160,8 +160,10 @@ def answer_at_once(
     Returns:
         The attempts, and a line: of an answer from the question to the grid, and of the first.
     """
+    from student_jax.cores import keep_memory
     from student_jax.engine import Engine, keep_programs
 
+    keep_memory()
     keep_programs()
     engine = Engine(solver)
     times, attempts = [], []

@@ -1,6 +1,9 @@
 """Independent work on all devices: done once, a kind on one device, faults told."""
 
+import ctypes
 import os
+import platform
+import resource
 import subprocess
 import sys
 import time
@@ -9,7 +12,7 @@ import jax
 import pytest
 
 from bridge.stop import Stop
-from student_jax.cores import count_cores, use_every_core
+from student_jax.cores import count_cores, keep_memory, use_every_core
 from student_jax.spread import spread
 from tests.conftest import ROOT
 
@@ -96,3 +99,18 @@ def test_every_core_is_a_device_unless_told_otherwise():
     assert count_devices(0, JAX_NUM_CPU_DEVICES="3") == 3
     use_every_core()  # the tests' own XLA_FLAGS say how many
     assert len(jax.devices()) == 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+def test_freed_memory_serves_the_next_call_without_the_kernel():
+    keep_memory()
+    libc, size = ctypes.CDLL(None), 64 * 2**20
+    libc.malloc.restype = ctypes.c_void_p
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size)))
+        ctypes.memset(block, 1, size)
+        libc.free(block)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[2] < size / 4096 / 10
