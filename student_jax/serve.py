@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,10 +25,13 @@ from student_jax.service.limits import Limits
 from student_jax.solve import NANO
 
 if TYPE_CHECKING:
-    from student_jax.engine import Engine, Shape
+    from student_jax.answerer import Answerer, Shape
     from student_jax.service.host import Host
     from student_jax.service.library import Library
     from student_jax.solver import Solver
+
+# Canvas cells times colors in one call: beyond that a CPU gains nothing, see docs/serving.md.
+CPU_CELLS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class ServeConfig:
     """shapes of questions that are compiled before the first request, the commonest of the
     tasks; others compile when they come"""
     batch: int = 8
-    """questions of one shape in one call, at most; a power of two"""
+    """questions of one shape in one call, at most, a power of two; on a CPU small ones only"""
     batch_wait_ms: float = 0.0
     """that a question may wait for others of its shape; those that come during a call share the
     next one anyway"""
@@ -148,6 +151,7 @@ def make_host(config: ServeConfig) -> Host:
         InputError: if there is no such student, or it needs its teacher.
     """
     library = open_library(config.source, config.compare)
+    from student_jax.cores import keep_memory
     from student_jax.engine import Engine, keep_programs  # jax takes a second; bad input should not
     from student_jax.service.batcher import Batcher
     from student_jax.service.host import Host
@@ -156,13 +160,15 @@ def make_host(config: ServeConfig) -> Host:
     from student_jax.service.metrics import Metrics
     from student_jax.solver import load_solver
 
+    keep_memory()
     keep_programs()
     solver = load_solver(config.checkpoint, config.which)
     engine = Engine(solver)
     shapes = commonest(engine, library, config.warm)
-    warm_up(engine, shapes, (1,))
-    sizes = tuple(1 << exponent for exponent in range(1, config.batch.bit_length()))
-    threading.Thread(target=warm_up, args=(engine, shapes, sizes), daemon=True).start()
+    for shape in shapes:
+        engine.warm_up(shape)
+    at_once = limit_calls(config.batch)
+    threading.Thread(target=warm_up, args=(engine, shapes, at_once), daemon=True).start()
     metrics = Metrics()
     return Host(
         about=describe(config, solver),
@@ -170,7 +176,7 @@ def make_host(config: ServeConfig) -> Host:
         batcher=Batcher(
             engine,
             config.limits.waiting,
-            config.batch,
+            at_once,
             config.batch_wait_ms / 1e3,
             metrics.batch_size.observe,
         ),
@@ -191,23 +197,36 @@ def describe(config: ServeConfig, solver: Solver) -> dict[str, Any]:
         "trained_on_tasks": len(solver.trained_on),
         "teacher": f"{teacher['teacher']}, {teacher['weights']}" if teacher else "none",
         "max_side": MAX_SIDE,
+        "max_demonstrations": solver.config.data.max_demonstrations,
         "tiers": ["zero-shot", *get_args(Tier)],
     }
 
 
-def commonest(engine: Engine, library: Library, count: int) -> list[Shape]:
+def commonest(answerer: Answerer, library: Library, count: int) -> list[Shape]:
     """Returns the shapes that most questions of the tasks have."""
     tasks = [task for source in library.sources.values() for task in source.values()]
-    shapes = Counter(engine.shape(each) for task in tasks for each in open_questions(task))
+    shapes = Counter(answerer.shape(each) for task in tasks for each in open_questions(task))
     return [shape for shape, _ in shapes.most_common(count)]
 
 
-def warm_up(engine: Engine, shapes: Sequence[Shape], sizes: Sequence[int]) -> None:
-    """Compiles what answers so many questions of these shapes in one call."""
-    for size in sizes:
-        for shape in shapes:
-            engine.reader(shape._replace(questions=size))
-            engine.answerer(shape._replace(questions=size))
+def limit_calls(batch: int) -> Callable[[Shape], int]:
+    """Returns how many questions of a shape are best answered in one call, a power of two."""
+    import jax
+
+    most = CPU_CELLS if jax.default_backend() == "cpu" else None
+
+    def at_once(shape: Shape) -> int:
+        cells = shape.views * shape.bucket.size**2 * shape.bucket.colors
+        return batch if most is None else min(batch, 1 << (max(1, most // cells).bit_length() - 1))
+
+    return at_once
+
+
+def warm_up(answerer: Answerer, shapes: Sequence[Shape], at_once: Callable[[Shape], int]) -> None:
+    """Makes ready for calls with several questions of these shapes."""
+    for shape in shapes:
+        for exponent in range(1, at_once(shape).bit_length()):
+            answerer.warm_up(shape._replace(questions=1 << exponent))
 
 
 if __name__ == "__main__":

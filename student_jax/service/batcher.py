@@ -6,27 +6,18 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from bridge.arc import Question
 from bridge.canvas import Attempts
 
+if TYPE_CHECKING:
+    from student_jax.answerer import Answerer, Shape
+
 RECENT = 0.1  # weight of the last call in the mean time of a question
-
-
-class Answerer(Protocol):
-    """What answers, by one thread at a time: `student_jax.engine.Engine`, or another runtime."""
-
-    def shape(self, question: Question, views: int) -> Hashable:
-        """Returns what questions share that can be answered in one call."""
-        ...
-
-    def answer_all(self, questions: Sequence[Question], views: int) -> list[Attempts]:
-        """Answers questions from so many views of each."""
-        ...
 
 
 class FullError(Exception):
@@ -49,7 +40,7 @@ class Waiting:
 
     question: Question
     views: int
-    shape: Hashable
+    shape: Shape
     arrived: float = field(default_factory=time.perf_counter)
     future: Future[Answered] = field(default_factory=Future)
 
@@ -61,7 +52,7 @@ class Batcher:
         self,
         answerer: Answerer,
         most_waiting: int,
-        most_at_once: int = 8,
+        at_once: Callable[[Shape], int],
         wait_seconds: float = 0.0,
         watch: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -70,12 +61,12 @@ class Batcher:
         Args:
             answerer: what answers.
             most_waiting: questions in the queue.
-            most_at_once: questions in one call.
+            at_once: questions of a shape in one call, at most.
             wait_seconds: that the oldest question may wait for others of its shape.
             watch: is told the number of questions of every call, in the thread that makes it.
         """
         self.answerer = answerer
-        self._most_waiting, self._most_at_once = most_waiting, most_at_once
+        self._most_waiting, self._at_once = most_waiting, at_once
         self._wait_seconds, self._watch = wait_seconds, watch
         self._waiting: deque[Waiting] = deque()
         self._in_hand = 0
@@ -131,13 +122,13 @@ class Batcher:
                     return []
                 self._changed.wait()
             first = self._waiting[0]
-            due = first.arrived + self._wait_seconds
-            while len(batch := self._like(first)) < self._most_at_once and not self._closed:
+            due, most = first.arrived + self._wait_seconds, self._at_once(first.shape)
+            while len(batch := self._like(first)) < most and not self._closed:
                 left = due - time.perf_counter()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            batch = batch[: self._most_at_once]
+            batch = batch[:most]
             for each in batch:
                 self._waiting.remove(each)
             self._in_hand = len(batch)

@@ -110,6 +110,7 @@ class Health(Form):
     teacher: str
     waiting: int = Field(description="questions in the queue")
     max_side: int
+    max_demonstrations: int = Field(description="of a task, read in one pass; learning takes all")
     tiers: list[str]
 
 

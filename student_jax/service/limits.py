@@ -18,7 +18,7 @@ class Limits:
     """of a task"""
     waiting: int = 64
     """questions in the queue; then 429"""
-    seconds: float = 30.0
+    seconds: float = 60.0
     """that a request may take, its body's way here apart; then 504"""
     body_seconds: float = 10.0
     """that a body may take to arrive; then 408"""
