@@ -103,8 +103,8 @@ def main(config: ServeConfig) -> None:
             timeout_graceful_shutdown=5,
         )
         where = address(*at.getsockname()[:2])
-        print(f"{host.about['student']} answers at {where}; Ctrl-C ends it", flush=True)
-        Server(settings, host).run(sockets=[at])
+        hello = f"{host.about['student']} answers at {where}; Ctrl-C ends it"
+        Server(settings, host, hello).run(sockets=[at])
         host.close()
 
 
