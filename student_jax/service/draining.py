@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from types import FrameType
@@ -16,12 +17,18 @@ LINGER = 3.0  # seconds in which the answers of ended adaptations can still be f
 class Server(uvicorn.Server):
     """The first SIGTERM or Ctrl-C drains, a second one ends at once."""
 
-    def __init__(self, config: uvicorn.Config, host: Host) -> None:
-        """Serves `config.app`, which is the host's."""
+    def __init__(self, config: uvicorn.Config, host: Host, hello: str) -> None:
+        """Serves `config.app`, which is the host's; says hello once it can be asked."""
         super().__init__(config)
-        self._host = host
+        self._host, self._hello = host, hello
         self._asked = False
         self._busy = self._until = 0.0  # time.monotonic
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens."""
+        await super().startup(sockets)
+        sys.stdout.write(f"{self._hello}\n")
+        sys.stdout.flush()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Takes note of a signal; no more is safe in its handler."""
