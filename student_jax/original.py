@@ -2,7 +2,7 @@
 
 Its input is the teacher's features, so it is no replacement for the teacher. Differences from
 `FeatureStudent`: ReLU blocks, no norm after the last, a deeper decoder, 30 x 30 cells of 10 colors
-with padding drawn as color 0. Facts and defects: README, "The original, honestly".
+with padding drawn as color 0. Facts and defects: docs/original.md.
 
 In the shape descriptions: `B` batch, `S` teacher tokens, `F` teacher feature width, `D` width,
 `H` heads.
