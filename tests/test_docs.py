@@ -37,7 +37,7 @@ PROGRAM = re.compile(rf"([A-Z_]+=\S+ )*({'|'.join(PROGRAMS)})( |$)")
 PYTHON = re.compile(
     r"(?:python|torchrun --nproc_per_node=\d+)(?: -u)? (?:-m (\S+)|(tools/\S+))(.*)"
 )
-INLINE = re.compile(r"`((?:python -m|python tools/|make )[^`]*)`")
+INLINE = re.compile(r"`((?:python -m|python tools/|make |pip install|docker build)[^`]*)`")
 
 
 def commands_of(text):
@@ -223,7 +223,7 @@ ELSEWHERE = {
     "nano.yaml": "an hour",
     "/shared": "many machines",
     "JAX_COORDINATOR": "many machines",
-    "mine": "a reader's own config, or what it made",
+    "configs/mine": "a reader's own config",
     "my_task": "a reader's own task",
     "best_model.pt": "the original's checkpoint",
     "tools/": "minutes to hours: benchmarks",

@@ -57,6 +57,7 @@ def closure(*extras):
         *(((extra,), {"jax"}, {"torch", "transformers"}) for extra in ("student", "cuda12")),
         (("teacher",), {"torch"}, {"jax", "jaxlib", "flax"}),
         (("dinov2",), {"torch"}, {"jax", "jaxlib", "flax"}),
+        *(((extra,), set(), {"torch", "jax", "jaxlib"}) for extra in ("serve", "export")),
     ],
 )
 def test_an_extra_brings_one_framework_however_deep_one_looks(extras, wanted, never):
