@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import pkgutil
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,33 +35,6 @@ MAY_DIFFER = ("out", "log_steps", "data.store", "data.cache", "may_differ", "dry
 # They shape what a checkpoint holds, so nothing else can be restored into.
 NEVER_DIFFER = ("model", "loss.scaling", "loss.form", "optim.ema_decay")
 BUT_FOR = ("model.dropout", "model.compute", "model.remat")
-# Their code comes after training, or beside it.
-NO_PART = (
-    *(
-        "report",
-        "evaluate",
-        "solve",
-        "adapt",
-        "adapter",
-        "lesson",
-        "learner",
-        "course",
-        "pace",
-        "spread",
-        "cores",
-        *("engine", "goals", "proofs", "stablehlo"),
-        "breakdown",
-        *("paired", "rows"),
-        "tables",
-        "outcome",
-        *("report_page", "report_scores", "report_gallery", "report_curves", "report_pictures"),
-        *("similarity", "alignment"),
-        "export",
-        "import_weights",
-        "release",
-    ),
-    *("torch_export", "torch_onnx", "torch_original", "manifest", "submission", "__main__"),
-)
 OWN = ("projector", "table")  # weights of one teacher or of one set of tasks
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -225,10 +201,20 @@ def warm_start(notes: Notes, state: TrainState, warm: Solver) -> tuple[Notes, Tr
 
 
 def _modules() -> list[str]:
-    """The modules whose code decides what a student becomes."""
-    found = [
+    """The modules whose code decides what a student becomes: all of ours that training imports."""
+    ours = {
         module.name
         for package in (bridge, student_jax)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    ]
-    return [name for name in found if name.rpartition(".")[2] not in NO_PART]
+    }
+    found, left = set(), {"student_jax.train"}
+    while left:
+        found.add(name := left.pop())
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                named = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                left |= (named & ours) - found
+    return sorted(found)

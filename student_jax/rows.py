@@ -43,9 +43,9 @@ def name_rows(files: dict[Path, Predictions]) -> dict[str, Predictions]:
     named: dict[str, Predictions] = {}
     for path, predictions in files.items():
         name = plain[path]
-        alike = [files[other].about for other in files if plain[other] == name]
-        if len({teacher_name(about) for about in alike}) > 1:
-            name += f", {teacher_name(predictions.about)}"
+        alike = [files[other] for other in files if plain[other] == name]
+        if len({teacher_name(each) for each in alike}) > 1:
+            name += f", {teacher_name(predictions)}"
         named[f"{name}, {path}" if name in named else name] = predictions
     return named
 
@@ -62,10 +62,12 @@ def row_name(about: dict[str, Any], path: Path) -> str:
     return name
 
 
-def teacher_name(about: dict[str, Any]) -> str:
-    """Says which teacher a student had, with which weights."""
-    teacher = about.get("teacher")
-    return f"teacher {teacher['teacher']}, {teacher['weights']}" if teacher else "no teacher"
+def teacher_name(predictions: Predictions) -> str:
+    """Says which teacher a student had, and whether that knew anything."""
+    teacher = predictions.about.get("teacher")
+    if not teacher:
+        return "no teacher"
+    return f"teacher {'random ' * has_random_teacher(predictions)}{teacher['teacher']}"
 
 
 def has_random_teacher(predictions: Predictions) -> bool:

@@ -9,15 +9,16 @@ Three measures, over all patches of held-out questions that show cells:
 - cosine, raw: the same with mean and scale put back; a few loud channels make it high for anyone;
 - CKA: linear centred kernel alignment of the student's own states, before its projectors, with the
   teacher's features (Kornblith et al., arXiv 1905.00414, eq. 3): 1 for equal but for turning and
-  scaling, whatever the projectors do.
+  scaling, whatever the projectors do; and of what each of its blocks leaves behind, in the order
+  they run.
 
-The control is the same student with the weights it began with, untrained.
+The controls are the same student with the weights it began with, untrained, and any other, such as
+one that had no teacher: what it shares with these features, the teacher did not teach.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +38,11 @@ from bridge.store import FeatureStore
 from student_jax.alignment import Similarity, Sums
 from student_jax.batch import Batch, scale_teacher, smallest_batch
 from student_jax.data import Examples
-from student_jax.grid_student import GridStudent, to_patches
+from student_jax.grid_student import GridStudent
+from student_jax.sight import See, make_see
 from student_jax.solver import Solver, calls, load_solver, open_store
 
 FRAMES = ("input", "output", "query")
-# (params, batch) -> projected features f32[B, T, F], and patches' own states by kind of frame
-See = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 STATES = {"input": "encoder", "output": "encoder", "query": "core"}  # which layers a frame's are of
 
 
@@ -54,6 +54,8 @@ class SimilarityConfig:
     """a training run's folder, of a grid student that had a teacher"""
     which: Literal["latest", "best"] = "latest"
     """a run's latest checkpoint, or the one that answered the most held-out questions"""
+    control: Path | None = None
+    """another grid student's folder, to see what it shares with the same features"""
     store: str | None = None
     """the teacher's features; by default those it was trained with"""
     split: Literal["dev", "train"] = "dev"
@@ -76,10 +78,19 @@ def main(config: SimilarityConfig) -> None:
         "trained": measure(solver, see, solver.params, examples),
         "untrained": measure(solver, see, untrained, examples),
     }
-    Console().print(make_table(found))
+    if config.control is not None:
+        other = load_solver(config.control, config.which)
+        if other.config.model.kind != "grid":
+            raise InputError(f"control: {config.control}: expected a grid student")
+        see = make_see(other)
+        found["control"] = measure(solver, see, other.params, examples, projected=False)
+    console = Console()
+    console.print(make_table(found))
+    console.print(make_layers_table(found))
     out = config.out or config.checkpoint / "similarity.json"
     about = {
         "checkpoint": str(config.checkpoint),
+        "control": config.control and str(config.control),
         "step": solver.step,
         "teacher": solver.teacher,
         "questions": len(examples.examples),
@@ -108,8 +119,18 @@ def load_examples(solver: Solver, store: FeatureStore, split: str) -> Examples:
     return Examples(questions, answers, solver.config.model, solver.config.data, store)
 
 
-def measure(solver: Solver, see: See, params: Any, examples: Examples) -> dict[str, Similarity]:
-    """Returns how similar each kind of frame is, for these weights."""
+def measure(
+    solver: Solver, see: See, params: Any, examples: Examples, *, projected: bool = True
+) -> dict[str, Similarity]:
+    """Returns how similar each kind of frame is, for these weights.
+
+    Args:
+        solver: whose teacher it is.
+        see: of the student whose weights these are.
+        params: its weights.
+        examples: what is looked at.
+        projected: whether its projectors are to this teacher's features.
+    """
     sums = {frame: Sums() for frame in FRAMES}
     for batch, asked in calls(examples):
         count = len(asked)
@@ -117,28 +138,19 @@ def measure(solver: Solver, see: See, params: Any, examples: Examples) -> dict[s
         said, states = see(params, batch)
         for frame, where in places(batch).items():
             mask = np.asarray(batch.teacher_mask)[:count, where]
-            raw, target, guess = (
+            raw, target = (
                 np.asarray(x, np.float64)[:count, where][mask]
-                for x in (batch.teacher, scaled.teacher, said)
+                for x in (batch.teacher, scaled.teacher)
             )
-            own = np.asarray(states[frame], np.float64)[:count][mask]
-            sums[frame].add(own, raw, target, guess, unscale(solver.scaling, guess))
+            guesses = None
+            if projected:
+                guess = np.asarray(said, np.float64)[:count, where][mask]
+                guesses = guess, unscale(solver.scaling, guess)
+            own = {
+                layer: np.asarray(x, np.float64)[:count][mask] for layer, x in states[frame].items()
+            }
+            sums[frame].add(own, raw, target, guesses)
     return {frame: each.result() for frame, each in sums.items() if each.patches}
-
-
-def make_see(solver: Solver) -> See:
-    """Returns what gives a batch's projected features f32[B, T, F] and its patches' own states."""
-    model = GridStudent(solver.config.model, solver.feature_width)
-
-    def see(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        variables = {"params": params}
-        states: Any = model.apply(variables, batch, method="read")
-        pairs, query = to_patches(states[1]), to_patches(states[3])
-        said: Any = model.apply(variables, pairs, query, method="project")
-        flat = pairs.reshape(len(pairs), -1, pairs.shape[-1])
-        return said, {"input": flat, "output": flat, "query": query}
-
-    return jax.jit(see)
 
 
 def places(batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
@@ -159,9 +171,30 @@ def make_table(found: dict[str, dict[str, Similarity]]) -> Table:
         table.add_column(heading, justify="left" if heading in ("weights", "frame") else "right")
     for name, frames in found.items():
         for frame, s in frames.items():
-            values = (f"{x:.3f}" for x in (s.cosine_scaled, s.cosine_raw, s.cka))
+            values = map(in_thousandths, (s.cosine_scaled, s.cosine_raw, s.cka))
             table.add_row(name, frame, STATES[frame], f"{s.patches:,}", *values)
     return table
+
+
+def make_layers_table(found: dict[str, dict[str, Similarity]]) -> Table:
+    """Returns the CKA of each block as a table; an encoder reads no query, a core nothing else."""
+    table = Table(title="CKA by block", title_justify="left", title_style="bold")
+    table.add_column("weights")
+    table.add_column("after block")
+    for frame in FRAMES:
+        table.add_column(frame, justify="right")
+    for name, frames in found.items():
+        for layer in dict.fromkeys(layer for s in frames.values() for layer in s.layers):
+            each = (
+                frames[frame].layers.get(layer) if frame in frames else None for frame in FRAMES
+            )
+            table.add_row(name, layer, *map(in_thousandths, each))
+    return table
+
+
+def in_thousandths(value: float | None) -> str:
+    """Writes a measure; a dash where there is none."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":
