@@ -1,37 +1,36 @@
 """Test-time training: a student learns each task's own demonstrations, then answers.
 
-Each task starts from the same weights and learns alone. Tasks of one shape learn at once in one
-compiled program, and the shapes are spread over the devices. A task that is learnt before its time
-is up is learnt again, from new weights: what fits in two ways and answers alike deserves the vote.
+Each task starts from the same weights and learns alone, but for the tier "joint". Tasks of one
+shape learn at once in one compiled program, and the shapes are spread over the devices. A task that
+is learnt before its time is up is learnt again, from new weights: what fits in two ways and answers
+alike deserves the vote.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from bridge.arc import Task
-from bridge.canvas import Attempts, decode
+from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.stop import Stop
-from bridge.transforms import Transform
 from student_jax.batch import room_for
 from student_jax.config import AdaptConfig
 from student_jax.course import Course, Seen
-from student_jax.learner import Fit, Learner
-from student_jax.lesson import Lesson, make_lesson, queries, show_augmented, show_plainly, stack
+from student_jax.group import Group
+from student_jax.learner import Learner
+from student_jax.lesson import Lesson, make_lesson
 from student_jax.pace import Clock
 from student_jax.solver import Solver
 from student_jax.spread import Device, spread
+from student_jax.together import Together
 
 Watch = Callable[[str, Seen], None]  # is told a task's id and how far it has come
 
@@ -60,7 +59,8 @@ class Adapter:
             raise InputError("adapt: expected a grid student, got one that reads features")
         self.solver, self.config = solver, config
         self.learner = Learner(solver.config.model, solver.feature_width, config)
-        self._at_once = config.tasks_at_once or (1 if jax.default_backend() == "cpu" else 16)
+        alone_on_cpu = jax.default_backend() == "cpu" and config.tier != "joint"
+        self._at_once = config.tasks_at_once or (1 if alone_on_cpu else 16)
 
     def adapt(
         self,
@@ -84,8 +84,12 @@ class Adapter:
             shapes[lesson.side, lesson.pairs, room_for(lesson.colors)].append(lesson)
         groups = {shape: self._groups(lessons) for shape, lessons in sorted(shapes.items())}
         with stop or Stop() as stop:
-            learn = partial(self._learn, stop=stop, watch=watch)
-            yield from spread(groups, learn, stop)
+            if self.config.tier == "joint":
+                together = [group for each in groups.values() for group in each]
+                yield from self._learn_together(together, stop, watch)
+            else:
+                learn = partial(self._learn, stop=stop, watch=watch)
+                yield from spread(groups, learn, stop)
 
     def _groups(self, lessons: Sequence[Lesson]) -> list[Sequence[Lesson]]:
         """Cuts tasks of one shape into those that learn together."""
@@ -100,7 +104,7 @@ class Adapter:
     def _learn(
         self, lessons: Sequence[Lesson], device: Device, *, stop: Stop, watch: Watch | None
     ) -> Iterator[tuple[str, Adapted]]:
-        """Learns tasks of one shape together, on one device."""
+        """Learns tasks of one shape at once, each alone, on one device."""
         config = self.config
         clock = Clock(config.steps, config.seconds * len(lessons))
         group = Group(self.learner, jax.device_put(self.solver.params, device), lessons)
@@ -127,76 +131,37 @@ class Adapter:
                 bar.update()
         # A later round that was cut short does not vote.
         group.close(np.array([not course.closed for course in group.courses]))
-        seconds = clock.seconds() / len(lessons)
-        for each in group.courses:
-            adapted = Adapted(each.attempts(), each.fit, each.steps, seconds, each.closed)
-            yield each.lesson.task.task_id, adapted
+        yield from told(group.courses, clock.seconds() / len(lessons))
 
-
-class Group:
-    """Tasks of one shape that learn together."""
-
-    def __init__(self, learner: Learner, params: Any, lessons: Sequence[Lesson]) -> None:
-        """Begins, from a student's weights on the device that is to be used."""
-        config = learner.config
-        rounds = config.rounds if config.tier == "weights" else 1
-        self.courses = [Course(lesson, rounds) for lesson in lessons]
-        self._learner, self._params = learner, params
-        self._plain = stack([show_plainly(lesson) for lesson in lessons])
-        self._learnt, self._opt_state, self._tasks = learner.begin(params, self._plain)
-
-    def step(self, step: int, progress: float) -> None:
-        """Makes one update of every task that has anything left to learn."""
-        config, lessons = self._learner.config, [course.lesson for course in self.courses]
-        shown = stack([show_augmented(x, config.copies, config.seed, step) for x in lessons])
-        rates = np.array([config.lr * x.rate(step, progress) for x in self.courses], np.float32)
-        self._learnt, self._opt_state, fit = self._learner.update(
-            self._learnt, self._opt_state, self._params, self._tasks, shown, rates
+    def _learn_together(
+        self, groups: Sequence[Sequence[Lesson]], stop: Stop, watch: Watch | None
+    ) -> Iterator[tuple[str, Adapted]]:
+        """Learns all tasks with one copy of the weights, on all devices."""
+        config, count = self.config, sum(map(len, groups))
+        steps = config.steps * len(groups)
+        # In its first round over the groups every step may compile.
+        clock = Clock(steps, config.seconds * count, compiling=len(groups))
+        together = Together(self.learner, self.solver.params, groups)
+        clock.keep(together.rehearse())
+        bar = tqdm(
+            total=steps, desc=f"adapt {count} tasks jointly", leave=False, disable=bool(watch)
         )
-        take_note(self.courses, fit)
-
-    def close(self, which: npt.NDArray[np.bool_]) -> None:
-        """Ends rounds: what is learnt by then answers."""
-        for i in np.flatnonzero(which).tolist():
-            self.courses[i].close(self._answer(i))
-
-    def rehearse(self) -> float:
-        """Answers before anything is learnt, to know the seconds that answering takes.
-
-        Twice, since the first compiles: after the learning no time is left for that.
-        """
-        self._answer(0)
-        started = time.perf_counter()
-        self._answer(0)
-        return (time.perf_counter() - started) * len(self.courses)
-
-    def begin_anew(self, which: npt.NDArray[np.bool_]) -> None:
-        """Begins the next rounds, where any are left, from new random weights."""
-        again = which & np.array([not course.is_over for course in self.courses])
-        if again.any():
-            seeds = self._learner.config.seed + np.array([each.closed for each in self.courses])
-            anew = self._learner.begin_anew(seeds, self._plain)[:2]
-            old = self._learnt, self._opt_state
-            self._learnt, self._opt_state = self._learner.select(again, anew, old)
-
-    def _answer(self, i: int) -> list[list[tuple[Transform, Attempts]]]:
-        """Answers one task's test inputs in its views."""
-        own, task = jax.tree.map(lambda x: x[i], (self._learnt, self._tasks))
-        lesson = self.courses[i].lesson
-        said = np.asarray(self._learner.say(own, self._params, task, queries(lesson)))
-        return read(lesson, said)
+        with bar:
+            for step in range(steps):
+                progress = clock.progress(step)
+                if progress >= 1 or stop.requested or together.is_fitted:
+                    break
+                seen = together.step(step, progress)
+                for course in seen if watch else ():
+                    watch(course.lesson.task.task_id, course.seen(progress))  # type: ignore[misc]
+                bar.set_postfix_str(f"fitted {together.fit:.1%} of cells")
+                bar.update()
+        together.close()
+        yield from told(together.courses, clock.seconds() / count)
 
 
-def take_note(courses: Sequence[Course], fit: Fit) -> None:
-    """Tells each task's course how a step's copies were answered."""
-    told = (each.tolist() for each in (fit.loss, fit.cells, fit.exact))
-    for course, loss, cells, exact in zip(courses, *told, strict=True):
-        course.see(loss, cells, exact=exact)
-
-
-def read(lesson: Lesson, said: npt.NDArray[np.floating]) -> list[list[tuple[Transform, Attempts]]]:
-    """Reads answers to a task's test inputs in its views, f32[views, Q, N, N, V]; Q lists."""
-    return [
-        [(view, decode(values)) for view, values in zip(lesson.views, each, strict=True)]
-        for each in said.swapaxes(0, 1)
-    ]
+def told(courses: Sequence[Course], seconds: float) -> Iterator[tuple[str, Adapted]]:
+    """Tells what became of tasks that took so many seconds each."""
+    for each in courses:
+        adapted = Adapted(each.attempts(), each.fit, each.steps, seconds, each.closed)
+        yield each.lesson.task.task_id, adapted

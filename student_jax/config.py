@@ -252,8 +252,9 @@ class TrainConfig:
 class AdaptConfig:
     """How a task is learnt."""
 
-    tier: Literal["tokens", "weights"] = "weights"
-    """what is learnt: the task tokens alone, or all of the student's weights"""
+    tier: Literal["tokens", "weights", "joint"] = "weights"
+    """what is learnt: the task tokens alone; all of the student's weights, for each task its own;
+    or one copy of the weights for all tasks together"""
     steps: int = 2000
     """at most, for each task"""
     seconds: float = 60.0
@@ -264,8 +265,8 @@ class AdaptConfig:
     copies: int = 1
     """of a task's demonstrations a step, in views drawn at random, shifted and scaled"""
     tasks_at_once: int | None = None
-    """at most, in one program, where all wait for the slowest; by default 1 on a CPU, whose cores
-    each take a task, and else 16"""
+    """at most, in one program, where all wait for the slowest; by default 16, but 1 on a CPU, whose
+    cores each take a task, unless they learn jointly"""
     rounds: int = 2
     """in which a task is learnt, while its time lasts: first from the student's weights, then from
     new random ones; all that fit vote. Only with tier weights"""

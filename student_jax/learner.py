@@ -66,6 +66,8 @@ class Learner:
         self.update = jax.jit(
             jax.vmap(self._update, in_axes=(0, 0, None, 0, 0, 0)), donate_argnums=(0, 1)
         )
+        self.begin_joint = jax.jit(self._begin_joint)
+        self.update_jointly = jax.jit(self._update_jointly, donate_argnums=(0, 1))
         self.select = jax.jit(jax.vmap(_select), donate_argnums=2)
         self.say = jax.jit(self._say)
 
@@ -107,6 +109,44 @@ class Learner:
         updates = Learnt(TOKENS_RATE * updates.tokens, updates.weights)
         new = optax.apply_updates(learnt, optax.tree.scale(rate, updates)), after
         return *_select(rate > 0, new, (learnt, opt_state)), fit
+
+    def _begin_joint(self, params: Any) -> tuple[Any, Any]:
+        """Returns the weights that tasks learn together, and their optimizer's state."""
+        weights = {name: params[name] for name in ANSWERING if name in params}
+        return weights, self._tx.init(weights)
+
+    def _update_jointly(
+        self,
+        shared: tuple[Any, Any],
+        own: tuple[Learnt, Any],
+        params: Any,
+        tasks: TaskTokens,
+        shown: Shown,
+        rate: Any,
+    ) -> tuple[tuple[Any, Any], tuple[Learnt, Any], Fit]:
+        """Makes one update of weights that W tasks share, and of the tokens of each.
+
+        The weights follow the mean of the tasks' gradients; tokens learn as they would alone.
+
+        Returns:
+            What is shared, what tasks have of their own, and how well they answered before.
+        """
+        (weights, state), (learnt, states) = shared, own
+
+        def loss(weights: Any, learnt: Learnt) -> tuple[jax.Array, Fit]:
+            each = jax.vmap(lambda x, *task: self.loss(replace(x, weights=weights), params, *task))
+            losses, fit = each(learnt, tasks, shown)
+            return losses.sum(), fit
+
+        (grads, grad), fit = jax.grad(loss, (0, 1), has_aux=True)(weights, learnt)
+        grads = optax.tree.scale(1 / len(fit.loss), grads)
+        updates, state = self._tx.update(grads, state, weights)
+        weights = optax.apply_updates(weights, optax.tree.scale(rate, updates))
+        update: Any = jax.vmap(self._tx.update)
+        updates, states = update(grad, states, learnt)
+        tokens: Any = optax.tree.scale(TOKENS_RATE * rate, updates)
+        own = optax.apply_updates(learnt, tokens), states  # pyright: ignore[reportArgumentType, reportAssignmentType]
+        return (weights, state), own, fit
 
     def loss(
         self, learnt: Learnt, params: Any, task: TaskTokens, shown: Shown

@@ -11,11 +11,17 @@ WARM_UP = 20  # steps
 class Clock:
     """How far a group of tasks has come on its way, by steps or by time."""
 
-    def __init__(self, steps: int, budget: float) -> None:
-        """Starts; the budget is in seconds."""
-        self._steps, self._budget = steps, budget
+    def __init__(self, steps: int, budget: float, compiling: int = 1) -> None:
+        """Starts.
+
+        Args:
+            steps: at most.
+            budget: in seconds.
+            compiling: so many first steps tell nothing of the pace: they are compiled.
+        """
+        self._steps, self._budget, self._compiling = steps, budget, compiling
         self._started = time.perf_counter()
-        self._first = 0.0  # seconds until the first step was done: it was compiled
+        self._first = 0.0  # seconds until the first steps were done
         self._progress = 0.0
 
     def seconds(self) -> float:
@@ -32,9 +38,10 @@ class Clock:
         It never falls, however the pace changes, and is 1 where the next step would end too late.
         """
         passed = self.seconds()
-        if step == 1:
+        if step == self._compiling:
             self._first = passed
-        each = (passed - self._first) / (step - 1) if step > 1 else 0.0
+        paced = step - self._compiling
+        each = (passed - self._first) / paced if paced > 0 else 0.0
         done = step / self._steps
         if passed + (self._steps - step) * each > self._budget:
             done = max(done, passed / self._budget)

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from student_jax.solver import Solver
 
 NANO = Path(__file__).parent / "nano"  # comes with the package
-TIERS = {None: "zero-shot", "tokens": "adapted task tokens", "weights": "adapted weights"}
+TIERS = {
+    None: "zero-shot",
+    "tokens": "adapted task tokens",
+    "weights": "adapted weights",
+    "joint": "adapted jointly",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +70,9 @@ class Asked:
 class SolveConfig(Asked):
     """What to solve with which student."""
 
-    adapt: Literal["tokens", "weights"] | None = None
-    """learn each task's demonstrations first: the task tokens alone, or all weights, per task;
+    adapt: Literal["tokens", "weights", "joint"] | None = None
+    """learn the demonstrations first: the task tokens alone, or all weights, per task, or for all
+    tasks together;
     python -m student_jax.adapt has all settings"""
     steps: int = 2000
     """adapt: at most, for each task"""

@@ -51,16 +51,13 @@ def solver(run):
 def tasks():
     """Everything turns black: simple enough for 5,000 weights."""
     rng = np.random.default_rng(4)
-    return [
-        Task(
-            f"black{side}",
-            tuple(
-                Pair(make_grid(rng, side, side), np.zeros((side, side), np.uint8)) for _ in range(2)
-            ),
-            (make_grid(rng, side, side),),
-        )
-        for side in (3, 4, 5)
-    ]
+    return [make_task(rng, f"black{side}", side) for side in (3, 4, 5)]
+
+
+def make_task(rng, task_id, side):
+    black = np.zeros((side, side), np.uint8)
+    pairs = tuple(Pair(make_grid(rng, side, side), black) for _ in range(2))
+    return Task(task_id, pairs, (make_grid(rng, side, side),))
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +141,36 @@ def test_tokens_learn_too_and_leave_the_weights(solver, tasks):
     assert np.mean([a.fit for a in after.values()]) > np.mean([a.fit for a in before.values()])
     voted = dict(Adapter(solver, config).adapt(tasks[:1], views=2))
     assert voted[tasks[0].task_id].attempts[0].candidates
+
+
+def test_tasks_learn_jointly_with_one_copy_of_the_weights(solver, tasks):
+    """Two of one shape and one of another, in groups that take turns; the watched loss falls."""
+    told = []
+    config = AdaptConfig(**{**FAST, "tier": "joint", "tasks_at_once": None})
+    watch = lambda task_id, seen: told.append((task_id, seen))  # noqa: E731
+    large = make_task(np.random.default_rng(5), "black9", 9)
+    after = dict(Adapter(solver, config).adapt([*tasks[:2], large], views=2, watch=watch))
+    assert list(after) == ["black3", "black4", "black9"]
+    assert [a.steps for a in after.values()] == [20] * 3
+    assert {a.rounds for a in after.values()} == {1}
+    assert all(a.attempts[0].candidates for a in after.values())
+    for task_id in after:
+        losses = [seen.loss for name, seen in told if name == task_id]
+        assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    short = replace(config, steps=10_000, seconds=1e-6)
+    assert {a.steps for _, a in Adapter(solver, short).adapt(tasks)} == {0}
+
+
+def test_joint_weights_follow_the_mean_of_the_tasks_gradients(solver, tasks):
+    """One task alone in the joint tier learns what it learns in the tier of its own weights."""
+    alone = AdaptConfig(**{**FAST, "steps": 3, "rounds": 1})
+    learnt = {}
+    for tier in ("weights", "joint"):
+        losses = learnt[tier] = []
+        watch = lambda _, seen, losses=losses: losses.append(seen.loss)  # noqa: E731
+        list(Adapter(solver, replace(alone, tier=tier)).adapt(tasks[:1], watch=watch))
+    # Gradients are clipped together in one and apart in the other: Adam's first steps agree.
+    np.testing.assert_allclose(learnt["joint"], learnt["weights"], rtol=2e-2)
 
 
 def test_time_that_is_up_still_answers(solver, tasks):

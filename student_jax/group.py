@@ -1,0 +1,113 @@
+"""Tasks of one shape that learn at once in one compiled program, and how they answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from bridge.canvas import Attempts, decode
+from bridge.transforms import Transform
+from student_jax.course import Course
+from student_jax.learner import Fit, Learner
+from student_jax.lesson import Lesson, Shown, queries, show_augmented, show_plainly, stack
+
+
+class Group:
+    """Tasks of one shape. Each learns alone, but for weights that a caller shares among groups."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        params: Any,
+        lessons: Sequence[Lesson],
+        place: Callable[[Shown], Shown] = lambda shown: shown,
+    ) -> None:
+        """Begins, from a student's weights on the device that is to be used.
+
+        Args:
+            learner: the programs.
+            params: the student's weights.
+            lessons: the tasks, of one shape.
+            place: puts what has a leading axis of tasks on devices; by default where params are.
+        """
+        config = learner.config
+        rounds = config.rounds if config.tier == "weights" else 1
+        self.courses = [Course(lesson, rounds) for lesson in lessons]
+        self._learner, self._params, self._place = learner, params, place
+        self._plain = place(stack([show_plainly(lesson) for lesson in lessons]))
+        *own, self.tasks = learner.begin(params, self._plain)
+        self.own = tuple(own)  # what the tasks learn, and the optimizer's state
+
+    def show(self, step: int) -> Shown:
+        """Draws a step's copies of every task."""
+        config, lessons = self._learner.config, [course.lesson for course in self.courses]
+        shown = [show_augmented(each, config.copies, config.seed, step) for each in lessons]
+        return self._place(stack(shown))
+
+    def step(self, step: int, progress: float) -> None:
+        """Makes one update of every task that has anything left to learn."""
+        lr = self._learner.config.lr
+        rates = np.array([lr * each.rate(step, progress) for each in self.courses], np.float32)
+        *own, fit = self._learner.update(
+            *self.own, self._params, self.tasks, self.show(step), rates
+        )
+        self.own = tuple(own)
+        take_note(self.courses, fit)
+
+    def close(self, which: npt.NDArray[np.bool_], weights: Any = None) -> None:
+        """Ends rounds: what is learnt by then answers.
+
+        Args:
+            which: bool[W], whose.
+            weights: those that groups share, if they do.
+        """
+        for i in np.flatnonzero(which).tolist():
+            self.courses[i].close(self._answer(i, weights))
+
+    def rehearse(self, weights: Any = None) -> float:
+        """Answers before anything is learnt, to know the seconds that answering takes.
+
+        Twice, since the first compiles: after the learning no time is left for that.
+        """
+        self._answer(0, weights)
+        started = time.perf_counter()
+        self._answer(0, weights)
+        return (time.perf_counter() - started) * len(self.courses)
+
+    def begin_anew(self, which: npt.NDArray[np.bool_]) -> None:
+        """Begins the next rounds, where any are left, from new random weights."""
+        again = which & np.array([not course.is_over for course in self.courses])
+        if again.any():
+            seeds = self._learner.config.seed + np.array([each.closed for each in self.courses])
+            anew = self._learner.begin_anew(seeds, self._plain)[:2]
+            self.own = self._learner.select(again, anew, self.own)
+
+    def _answer(self, i: int, weights: Any) -> list[list[tuple[Transform, Attempts]]]:
+        """Answers one task's test inputs in its views."""
+        learnt, task = jax.tree.map(lambda x: x[i], (self.own[0], self.tasks))
+        if weights is not None:
+            learnt = replace(learnt, weights=weights)
+        lesson = self.courses[i].lesson
+        said = np.asarray(self._learner.say(learnt, self._params, task, queries(lesson)))
+        return read(lesson, said)
+
+
+def take_note(courses: Sequence[Course], fit: Fit) -> None:
+    """Tells each task's course how a step's copies were answered."""
+    told = (each.tolist() for each in (fit.loss, fit.cells, fit.exact))
+    for course, loss, cells, exact in zip(courses, *told, strict=True):
+        course.see(loss, cells, exact=exact)
+
+
+def read(lesson: Lesson, said: npt.NDArray[np.floating]) -> list[list[tuple[Transform, Attempts]]]:
+    """Reads answers to a task's test inputs in its views, f32[views, Q, N, N, V]; Q lists."""
+    return [
+        [(view, decode(values)) for view, values in zip(lesson.views, each, strict=True)]
+        for each in said.swapaxes(0, 1)
+    ]
