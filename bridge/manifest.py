@@ -21,7 +21,7 @@ FORMATS = {
     "safetensors": (MODEL, "config.json", "README.md", PROOFS),
     "stablehlo": ("stablehlo",),
     "torchscript": ("model.torchscript.pt", "model.pt2"),
-    "onnx": ("model.onnx",),
+    "onnx": ("model.onnx", "encode.onnx", "answer.onnx"),
 }
 LIBRARIES = {
     "safetensors": ("safetensors", "numpy"),
@@ -77,7 +77,7 @@ def record(folder: Path, name: str, verdict: Verdict, more: Mapping[str, Any] = 
         more: what else is to be told of it.
     """
     told = read_manifest(folder)
-    paths = [folder / file for file in FORMATS[name]]
+    paths = [folder / file for file in FORMATS[name] if (folder / file).exists()]
     files = [each for path in paths for each in (path.iterdir() if path.is_dir() else [path])]
     told.setdefault("formats", {})[name] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -96,6 +96,20 @@ def record(folder: Path, name: str, verdict: Verdict, more: Mapping[str, Any] = 
         **more,
     }
     write_text(folder / MANIFEST, json.dumps(told, indent=1) + "\n")
+
+
+def verify(folder: Path, name: str) -> None:
+    """Refuses a format whose files are not those that the manifest tells.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for file, told in read_manifest(folder)["formats"][name]["files"].items():
+        path = folder / file
+        if not path.exists() or digest_of(path) != told["sha256"]:
+            raise InputError(
+                f"{path}: expected the file that {MANIFEST} tells; export the student again"
+            )
 
 
 def begin(folder: Path, kind: str, step: int, weights_sha256: str, proofs: Sequence[Proof]) -> None:

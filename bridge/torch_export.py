@@ -7,7 +7,7 @@ python -m bridge.torch_export --original best_model.pt --folder runs/from_torch
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,8 @@ class TorchExportConfig:
     folder: Path
     """an export of student_jax.export; with --original, the folder to write"""
     format: tuple[TorchFormat, ...] = ("torchscript",)
-    """torchscript writes model.torchscript.pt and model.pt2; onnx writes model.onnx"""
+    """torchscript writes model.torchscript.pt and model.pt2; onnx writes encode.onnx and
+    answer.onnx, or, of a student that reads features, model.onnx"""
     original: Path | None = None
     """a checkpoint of the original's training script"""
 
@@ -58,14 +59,9 @@ def main(config: TorchExportConfig) -> None:
     print(f"mirror: {check(student, proofs, 'mirror')}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of sizes, and torch of TorchScript's age
-        program = make_program(student, proofs)
-        verdict = check(program.module(), proofs, "torch.export")
-        print(f"torch.export: {verdict}")
         for name in formats:
-            if name == "onnx":
-                write_onnx(config.folder, student, program, proofs)
-            else:
-                write_torchscript(config.folder, student, program, proofs, verdict)
+            write = write_onnx if name == "onnx" else write_torchscript
+            write(config.folder, student, proofs)
 
 
 def load(folder: Path) -> torch.nn.Module:
@@ -110,14 +106,11 @@ def check(student: Callable[..., Any], proofs: Sequence[Proof], what: str) -> Ve
     return hold(answer, proofs, what)
 
 
-def write_torchscript(
-    folder: Path,
-    student: torch.nn.Module,
-    program: torch.export.ExportedProgram,
-    proofs: Sequence[Proof],
-    verdict: Verdict,
-) -> None:
-    """Writes model.torchscript.pt, and the program that was held against the proofs already."""
+def write_torchscript(folder: Path, student: torch.nn.Module, proofs: Sequence[Proof]) -> None:
+    """Writes model.torchscript.pt and a torch.export program once both answered all proofs."""
+    program = make_program(student, proofs)
+    verdict = check(program.module(), proofs, "torch.export")
+    print(f"torch.export: {verdict}")
     script: Any = torch.jit.trace(student, largest_sample(proofs), check_trace=False)
     told = check(script, proofs, "TorchScript")
     print(f"TorchScript: {told}")
@@ -128,13 +121,8 @@ def write_torchscript(
     print(f"wrote {folder / SCRIPT} and {PROGRAM}")
 
 
-def write_onnx(
-    folder: Path,
-    student: torch.nn.Module,
-    program: torch.export.ExportedProgram,
-    proofs: Sequence[Proof],
-) -> None:
-    """Writes model.onnx once onnxruntime answered all proofs with it."""
+def write_onnx(folder: Path, student: torch.nn.Module, proofs: Sequence[Proof]) -> None:
+    """Writes its graphs once onnxruntime answered all proofs with them."""
     try:
         from bridge import torch_onnx  # what it needs is not in every installation
     except ImportError as error:
@@ -142,19 +130,16 @@ def write_onnx(
             f"format onnx: expected onnx, onnxscript and onnxruntime, got: {error}; "
             "pip install 'sage-distill[export]'"
         ) from None
-    if proofs[0].projected is not None:  # it reads features
-        program = make_program(torch_onnx.Answers(student), proofs)
-    path = folder / manifest.FORMATS["onnx"][0]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(torch_onnx.convert(program, proofs[0].inputs))
-        verdict = torch_onnx.check(partial, proofs)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx.") as partial:
+        for name, module, taken in torch_onnx.graphs_of(student, proofs):
+            program = make_program(module, taken)
+            (Path(partial) / name).write_bytes(torch_onnx.convert(program, name))
+        verdict = torch_onnx.check(Path(partial), proofs)
         print(f"ONNX: {verdict}")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        for path in sorted(Path(partial).iterdir()):
+            path.replace(folder / path.name)
+            print(f"wrote {folder / path.name}")
     manifest.record(folder, "onnx", verdict)
-    print(f"wrote {path}")
 
 
 def make_program(student: torch.nn.Module, proofs: Sequence[Proof]) -> torch.export.ExportedProgram:
@@ -165,8 +150,13 @@ def make_program(student: torch.nn.Module, proofs: Sequence[Proof]) -> torch.exp
 
 def largest_sample(proofs: Sequence[Proof]) -> tuple[torch.Tensor, ...]:
     """Returns inputs to trace with; torch.export takes a size of 1 for a constant."""
-    sizes = lambda proof: next(iter(proof.inputs.values())).shape  # noqa: E731
-    best = max(proofs, key=lambda proof: (min(sizes(proof)[:2]), sizes(proof)))
+    free = dynamic_shapes(proofs)
+
+    def sizes(proof: Proof) -> list[int]:
+        inputs = zip(proof.inputs.values(), free, strict=True)
+        return [array.shape[axis] for array, axes in inputs for axis in axes]
+
+    best = max(proofs, key=lambda proof: (min(sizes(proof), default=0), sizes(proof)))
     return tuple(map(torch.tensor, best.inputs.values()))
 
 

@@ -77,6 +77,10 @@ class Answerer(ABC):
         self._tasks: OrderedDict[bytes, Any] = OrderedDict()
 
     @abstractmethod
+    def warm_up(self, shape: Shape) -> None:
+        """Makes ready whatever takes time at the first question of a shape."""
+
+    @abstractmethod
     def read(self, drawn: Sequence[Drawn]) -> Sequence[Any]:
         """Reads the tasks of questions of one shape."""
 

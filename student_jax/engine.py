@@ -64,6 +64,11 @@ class Engine(Answerer):
         self._readers: dict[Shape, Program] = {}
         self._answerers: dict[Shape, Program] = {}
 
+    def warm_up(self, shape: Shape) -> None:
+        """Compiles."""
+        self.reader(shape)
+        self.answerer(shape)
+
     def read(self, drawn: Sequence[Drawn]) -> Sequence[TaskTokens]:
         """Reads the tasks of questions of one shape in one call."""
         drawn, count = fill(drawn), len(drawn)

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from bridge import weights
+from bridge.arc import open_questions
+from bridge.arc_files import load_tasks
 from bridge.errors import InputError
 from bridge.manifest import digest_of, read_manifest
+from bridge.onnx_student import OnnxStudent
 from bridge.proofs import MAX_TIES, Proof, hold, is_near_tie, read_proofs
 from student_jax import stablehlo
+from student_jax.engine import Engine
 from student_jax.export import ExportConfig, check_needs, export, export_in_torch
+from student_jax.onnx_engine import OnnxEngine
 from student_jax.proofs import Exact
 from student_jax.solver import load_solver
 from student_jax.stablehlo import Program
@@ -69,23 +74,67 @@ def test_onnx_answers_without_jax_torch_and_our_code(written, tmp_path):
     _, folder = written
     code = """
 import onnxruntime
-session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
-sizes = {value.name: value.shape for value in session.get_inputs()}
+encode, answer = (
+    onnxruntime.InferenceSession(f"{folder}/{name}.onnx", providers=["CPUExecutionProvider"])
+    for name in ("encode", "answer")
+)
+values = (*encode.get_inputs(), *encode.get_outputs(), *answer.get_inputs(), *answer.get_outputs())
+sizes = {value.name: value.shape for value in values}
 assert sizes["query"] == ["batch", "side", "side"], sizes
 assert sizes["palette"] == ["batch", "colors"], sizes
 assert sizes["demonstrations"] == ["batch", "demonstrations", 2, "side", "side"], sizes
+assert sizes["tokens"] == ["batch", "tokens", "colors", 16], sizes
+assert sizes["log_probs"] == ["batch", "side", "side", 12], sizes
 gap, shapes = 0.0, set()
 for i in range(0, 104, 3):
-    inputs = {name: tensors[f"{i}.{name}"] for name in names}
-    logits, = session.run(None, inputs)
-    shapes.add(logits.shape)
-    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    d, m, p, q = (tensors[f"{i}.{name}"] for name in names)
+    tokens, shown = encode.run(None, {"demonstrations": d, "palette": p})
+    task = {"tokens": tokens, "shown": shown, "mask": m, "palette": p}
+    log_probs, = answer.run(None, {**task, "query": q})
+    shapes.add(log_probs.shape)
     gap = max(gap, np.abs(log_probs - tensors[f"{i}.log_probs"]).max())
 assert len(shapes) >= 5, shapes
 print(gap)
 """
     blocked = ("jax", "torch", "flax", "student_jax", "bridge", "teacher_torch")
     assert run_blocked(blocked, code, folder, tmp_path) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def questions(task_folder):
+    tasks = load_tasks(str(task_folder)).values()
+    return [question for task in tasks for question in open_questions(task.blind())]
+
+
+def test_onnx_engine_answers_as_jax_and_reads_a_task_once(written, questions, monkeypatch):
+    solver, folder = written
+    engine = OnnxEngine(folder)
+    assert engine.most_pairs == 4
+    for views in (1, 8):
+        expected = Engine(solver).answer_all(questions[:3], views)
+        got = [engine.answer(question, views) for question in questions[:3]]
+        monkeypatch.setattr(engine.student, "encode", None)  # would raise
+        for one, again, other in zip(
+            got, engine.answer_all(questions[:3], views), expected, strict=True
+        ):
+            np.testing.assert_array_equal(one.first, other.first)
+            np.testing.assert_array_equal(again.first, other.first)
+            np.testing.assert_allclose(again.certainty, other.certainty, atol=1e-4)
+        monkeypatch.undo()
+
+
+def test_onnx_engine_refuses_what_is_not_whole(written, tmp_path):
+    _, folder = written
+    with pytest.raises(InputError, match="expected an export of a grid student with ONNX"):
+        OnnxEngine(tmp_path)
+    for path in folder.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "answer.onnx").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"answer\.onnx: expected the file that manifest\.json"):
+        OnnxEngine(tmp_path)
+    with pytest.raises(InputError, match=r"answer\.onnx: expected an ONNX file that onnxruntime"):
+        OnnxStudent(tmp_path)
 
 
 def test_stablehlo_answers_without_our_code(written, tmp_path):
