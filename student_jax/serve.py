@@ -5,6 +5,7 @@ python -m student_jax.serve --checkpoint runs/quickstart/grid
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -105,7 +106,9 @@ def main(config: ServeConfig) -> None:
         where = address(*at.getsockname()[:2])
         hello = f"{host.about['student']} answers at {where}; Ctrl-C ends it"
         Server(settings, host, hello).run(sockets=[at])
-        host.close()
+    if not host.close(1.0):
+        print("ended with work in hand: it took too long", file=sys.stderr, flush=True)
+        os._exit(1)  # the runtime cannot be torn down under a thread that computes
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -102,12 +102,13 @@ class Batcher:
             self._changed.notify()
         return [each.future for each in asked]
 
-    def close(self) -> None:
-        """Answers what waits, and ends."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Answers what waits, and ends; whether that was done in so many seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         while batch := self._next():

@@ -42,7 +42,6 @@ class Host:
         self.draining = True
         self.jobs.end_all()
 
-    def close(self) -> None:
-        """Ends the threads, once what they have in hand is done."""
-        self.batcher.close()
-        self.jobs.close(self.limits.drain_seconds)
+    def close(self, seconds: float | None = None) -> bool:
+        """Ends the threads; whether what they had in hand was done in so many seconds."""
+        return self.batcher.close(seconds) & self.jobs.close(seconds)

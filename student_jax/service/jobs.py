@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 POINTS = 200  # of a curve, at most
 State = Literal["queued", "learning", "done", "cancelled", "failed"]
-Tier = Literal["weights", "tokens"]
+Tier = Literal["weights", "tokens", "joint"]
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,14 @@ class Jobs:
         for job in self._cut:
             self.cancel(job)
 
-    def close(self, seconds: float) -> None:
-        """Cancels every job, and waits so long for the thread."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Cancels every job, and ends; whether that was done in so many seconds."""
         self.end_all()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         while job := self._next():

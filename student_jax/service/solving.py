@@ -42,6 +42,10 @@ def routes(host: Host) -> APIRouter:
                 answered = await asyncio.gather(*map(asyncio.wrap_future, futures))
         except TimeoutError:
             raise HTTPException(504, f"no answer within {limits.seconds:g} s") from None
+        except asyncio.CancelledError:
+            if host.draining:  # for too long
+                raise HTTPException(503, "the server ended before there was an answer") from None
+            raise
         return Reply(tell(host, answered, views, certainty=certainty))
 
     return router
