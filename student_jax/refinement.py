@@ -58,6 +58,8 @@ class SageConfig:
             raise ValueError(
                 f"confidence_threshold: expected 0 < x <= 1, got {self.confidence_threshold}"
             )
+        if self.learning is not None and self.learning.tier not in ("tokens", "weights"):
+            raise ValueError("learning.tier: expected tokens or weights; it learns one task alone")
         if self.ATP_per_step <= 0 or self.halt_K < 1 or self.max_iterations < 0:
             raise ValueError("ATP_per_step, halt_K: expected above 0, max_iterations 0 or more")
 

@@ -273,7 +273,9 @@ class StudentPlugin:
             steps=int(min(learning.steps, work.affordable())),
             seconds=min(learning.seconds, work.seconds_left()),
         )
-        (_, adapted), *_ = Adapter(self._solver, budget).adapt([work.task], work.config.views)
+        adapter, views = Adapter(self._solver, budget), work.config.views
+        # Watched by nobody: so no bar is drawn on the orchestrator's terminal.
+        (_, adapted), *_ = adapter.adapt([work.task], views, watch=lambda *_: None)
         return replace(
             work,
             tier=learning.tier,

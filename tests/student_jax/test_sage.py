@@ -272,6 +272,7 @@ def test_threads_take_turns_at_the_engine(plugin_of, task):
         ({"device": "tpu:0"}, "device: expected cpu, which JAX runs on, got tpu:0"),
         ({"learning": {"tier": "all"}}, r"learning\.tier: expected one of"),
         ({"confidence_threshold": 0}, "confidence_threshold: expected"),
+        ({"learning": {"tier": "joint"}}, r"learning\.tier: expected"),
     ],
 )
 def test_a_bad_config_is_said_in_one_line(plugin_of, config, message):
