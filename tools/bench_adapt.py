@@ -5,7 +5,8 @@
 A task-step is one update of one task's weights and tokens on augmented copies of its
 demonstrations. Both sides start from the same weights, see the same drawings and make the same
 updates, clipping and AdamW included. Rounds are interleaved and ratios taken inside a round. Their
-losses must stay together: the proof that both do the same work.
+losses must stay together: the proof that both do the same work. How often JAX could be as fast as
+PyTorch, if it did nothing but matrix products as fast as this machine can, is told beside.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from bridge.torch_grid_student import GridMirror
 from bridge.tree import flatten
 from student_jax.config import AdaptConfig
 from student_jax.cores import use_every_core
+from student_jax.flops import matmul_ceiling
 from student_jax.learner import TOKENS_RATE, Learner
 from student_jax.lesson import Lesson, Shown, make_lesson, show_augmented, show_plainly, stack
 from student_jax.solver import Solver, load_solver
@@ -67,25 +69,37 @@ def main(config: BenchAdaptConfig) -> None:
     under = conditions("jax", "flax", "optax", "torch")
     use_every_core()
     solver = load_solver(config.checkpoint)
-    rows = [measure(config, solver, side, count) for side in config.sides for count in config.tasks]
+    ceiling = matmul_ceiling(solver.config.model.compute) / 1e9  # GFLOP/s, all cores
+    rows = [
+        measure(config, solver, side, count, ceiling)
+        for side in config.sides
+        for count in config.tasks
+    ]
     result = {
         **under,
         "device": jax.devices()[0].device_kind,
         "devices": jax.local_device_count(),
         "parameters": solver.num_parameters,
+        "ceiling_gflops": ceiling,
         "config": configs.to_dict(config),
         "rows": rows,
     }
-    table = Table("canvas", "tasks a device", "JAX\ntask-steps/s", "PyTorch\ntask-steps/s", "ratio")
+    table = Table(
+        *("canvas", "tasks a device", "JAX\ntask-steps/s", "PyTorch\ntask-steps/s", "ratio"),
+        *("at most", "share of\nceiling"),
+    )
     for row in rows:
-        numbers = (f"{row[name]:.2f}" for name in ("jax", "torch", "jax_over_torch"))
+        names = ("jax", "torch", "jax_over_torch", "at_most", "share_of_ceiling")
+        numbers = (f"{row[name]:.2f}" for name in names)
         table.add_row(str(row["side"]), str(row["tasks"]), *numbers)
     Console().print(table)
     if config.out:
         write_text(config.out, json.dumps(result, indent=1) + "\n")
 
 
-def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> dict[str, Any]:
+def measure(
+    config: BenchAdaptConfig, solver: Solver, side: int, count: int, ceiling: float
+) -> dict[str, Any]:
     """Times both sides in turn: `count` tasks at once on every device, and all of them in turn."""
     learning = AdaptConfig(copies=config.copies)
     learner = Learner(solver.config.model, solver.feature_width, learning)
@@ -115,11 +129,17 @@ def measure(config: BenchAdaptConfig, solver: Solver, side: int, count: int) -> 
     if not np.allclose(losses["jax"], losses["torch"], rtol=TOLERANCE):
         raise InputError(f"losses: expected the same on both sides, got {losses}")
     ratios = [t / j for t, j in zip(times["torch"][1:], times["jax"][1:], strict=True)]
+    pace = {name: len(lessons) / median(seconds[1:]) for name, seconds in times.items()}
+    first = [show_augmented(each, config.copies, 0, 0) for each in lessons[:: len(devices)]]
+    gflop = groups[0].flops(first) / 1e9
     return {
         "side": side,
         "tasks": count,
-        **{name: len(lessons) / median(seconds[1:]) for name, seconds in times.items()},
+        **pace,
         "jax_over_torch": median(ratios),
+        "gflop": gflop,
+        "share_of_ceiling": gflop * pace["jax"] / ceiling,
+        "at_most": ceiling / gflop / pace["torch"],
         "losses": losses,
     }
 
@@ -138,6 +158,12 @@ class Group:
         loss = jax.vmap(self.learner.loss, in_axes=(0, None, 0, 0))
         losses, _ = loss(self.learnt, self.params, self.tasks, stack(shown))
         return float(losses.mean())
+
+    def flops(self, shown: Sequence[Shown]) -> float:
+        """Counts one task's update, as XLA does."""
+        args = (self.learnt, self.state, self.params, self.tasks, stack(shown), self.rates)
+        counted: Any = self.learner.update.lower(*args).compile().cost_analysis()
+        return counted["flops"] / len(self.rates)
 
     def step(self, shown: Sequence[Shown]) -> None:
         """Makes one update and waits for it."""
