@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import json
 import os
 import re
 import shlex
@@ -272,4 +271,3 @@ def test_all_that_a_cpu_can_run_runs(tmp_path):
             failed.append(f"{command}\n{done.stdout[-300:]}{done.stderr[-600:]}")
     assert not failed, "\n\n".join(failed)
     assert ran > 20
-    assert json.loads((tmp_path / "runs/quickstart/scores.json").read_text() or "{}") is not None
