@@ -86,11 +86,17 @@ async function paste() {
   }
 }
 
+function begin() {
+  const ids = listed();
+  if (ids.length === 0) open("my_task", emptyTask());
+  else load(ids.includes(FIRST) ? FIRST : ids[0], { keep: true });
+}
+
 async function openAddress() {
   written = location.hash.slice(1);
   const parts = new URLSearchParams(written);
   const [id, text] = [parts.get("task"), parts.get("t")];
-  if (!text) return load(id ?? FIRST, { keep: true });
+  if (!text) return id ? load(id, { keep: true }) : begin();
   try {
     const edited = await decode(text);
     if (id) await load(id, { edited, keep: true });
@@ -127,8 +133,11 @@ function search(whole) {
   const text = field.value.trim().toLowerCase();
   const ids = listed();
   const found = ids.includes(text) ? text : whole && ids.find((id) => id.includes(text));
-  if (found) load(found);
-  else if (whole) tell(`No task here has ${text} in its id.`);
+  if (found) {
+    field.blur(); // so that the keys pick colors again
+    load(found);
+  }
+  if (!found && whole) tell(`No task here has ${text} in its id.`);
 }
 
 const keys = { j: () => move(1), k: () => move(-1), r: () => move(0) };
@@ -183,12 +192,14 @@ function fillList() {
 export async function startPicking() {
   listen();
   drawnBy(save);
-  openAddress();
+  let trouble = "";
   try {
     sources = await call("tasks");
   } catch (error) {
-    tell(error.message);
+    trouble = error.message;
   }
+  openAddress();
+  if (trouble) tell(trouble);
   for (const [name, ids] of Object.entries(sources)) {
     source.append(new Option(`${name} (${ids.length})`, name));
   }
