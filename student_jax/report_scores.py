@@ -19,6 +19,8 @@ from student_jax.paired import Retention
 from student_jax.rows import reader_of
 from student_jax.tables import columns_of, costs_of, retention_columns, retention_title
 
+SHOWN = ("pass@1", "pass@2", "shape", "cells")  # by kind of task
+
 
 def make_scores(group: str, rows: dict[str, Scores], files: dict[str, Predictions]) -> str:
     """Returns one group's scores, with what the answers took."""
@@ -83,16 +85,18 @@ def make_breakdown(
 def _by_kind(
     student: int, group: str, predictions: Predictions, tasks: dict[str, Task], ids: Sequence[str]
 ) -> str:
-    shown = ("pass@1", "pass@2", "shape", "cells")
-    body = []
+    columns = []
     for kind, found in kinds_of(tasks, ids).items():
         texts = columns_of(score(predictions.attempts, tasks, found))
         counts = _count(predictions, tasks, found)
         where = {"output" if kind in OUTPUTS else "size": kind, "student": student, "group": group}
-        links = [_link(counts[outcome], result=outcome, **where) for outcome in OUTCOMES]
-        body.append((kind, [str(len(found)), *(texts[each] for each in shown), *links]))
-    columns = ["kind", "tasks", *shown, *OUTCOMES.values()]
-    return _table("by kind of task", columns, body)
+        links = {
+            text: _link(counts[outcome], result=outcome, **where)
+            for outcome, text in OUTCOMES.items()
+        }
+        columns.append({"kind": f"{kind} ({len(found)})", **{k: texts[k] for k in SHOWN}, **links})
+    heads, *rows = ((name, [each[name] for each in columns]) for name in columns[0])
+    return _table("by kind of task", [heads[0], *heads[1]], rows)
 
 
 def _by_color(predictions: Predictions, tasks: dict[str, Task], ids: Sequence[str]) -> str:
