@@ -25,7 +25,7 @@ from student_jax.batch import room_for
 from student_jax.config import AdaptConfig
 from student_jax.course import Course, Seen
 from student_jax.group import Group
-from student_jax.learner import Learner
+from student_jax.learner import learner_of
 from student_jax.lesson import Lesson, make_lesson
 from student_jax.pace import Clock
 from student_jax.solver import Solver
@@ -58,7 +58,7 @@ class Adapter:
         if solver.config.model.reads_features:
             raise InputError("adapt: expected a grid student, got one that reads features")
         self.solver, self.config = solver, config
-        self.learner = Learner(solver.config.model, solver.feature_width, config)
+        self.learner = learner_of(solver.config.model, solver.feature_width, config)
         alone_on_cpu = jax.default_backend() == "cpu" and config.tier != "joint"
         self._at_once = config.tasks_at_once or (1 if alone_on_cpu else 16)
 
@@ -107,7 +107,8 @@ class Adapter:
         """Learns tasks of one shape at once, each alone, on one device."""
         config = self.config
         clock = Clock(config.steps, config.seconds * len(lessons))
-        group = Group(self.learner, jax.device_put(self.solver.params, device), lessons)
+        params = jax.device_put(self.solver.params, device)
+        group = Group(self.learner, config, params, lessons)
         clock.keep(group.rehearse())
         name = lessons[0].task.task_id if len(lessons) == 1 else f"{len(lessons)} tasks"
         hidden = watch is not None  # who watches draws a bar of their own
@@ -141,7 +142,7 @@ class Adapter:
         steps = config.steps * len(groups)
         # In its first round over the groups every step may compile.
         clock = Clock(steps, config.seconds * count, compiling=len(groups))
-        together = Together(self.learner, self.solver.params, groups)
+        together = Together(self.learner, config, self.solver.params, groups)
         clock.keep(together.rehearse())
         bar = tqdm(
             total=steps, desc=f"adapt {count} tasks jointly", leave=False, disable=bool(watch)

@@ -12,6 +12,7 @@ from bridge.canvas import SIDES
 from bridge.task_set import TaskSet
 
 Scalings = Literal["standardise", "phi_s", "layer_norm", "none"]
+Tier = Literal["tokens", "weights", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +253,7 @@ class TrainConfig:
 class AdaptConfig:
     """How a task is learnt."""
 
-    tier: Literal["tokens", "weights", "joint"] = "weights"
+    tier: Tier = "weights"
     """what is learnt: the task tokens alone; all of the student's weights, for each task its own;
     or one copy of the weights for all tasks together"""
     steps: int = 2000

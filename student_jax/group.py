@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bridge.canvas import Attempts, decode
 from bridge.transforms import Transform
+from student_jax.config import AdaptConfig
 from student_jax.course import Course
 from student_jax.learner import Fit, Learner
 from student_jax.lesson import Lesson, Shown, queries, show_augmented, show_plainly, stack
@@ -24,6 +25,7 @@ class Group:
     def __init__(
         self,
         learner: Learner,
+        config: AdaptConfig,
         params: Any,
         lessons: Sequence[Lesson],
         place: Callable[[Shown], Shown] = lambda shown: shown,
@@ -32,27 +34,27 @@ class Group:
 
         Args:
             learner: the programs.
+            config: how tasks are learnt.
             params: the student's weights.
             lessons: the tasks, of one shape.
             place: puts what has a leading axis of tasks on devices; by default where params are.
         """
-        config = learner.config
         rounds = config.rounds if config.tier == "weights" else 1
         self.courses = [Course(lesson, rounds) for lesson in lessons]
-        self._learner, self._params, self._place = learner, params, place
+        self._learner, self._config, self._params, self._place = learner, config, params, place
         self._plain = place(stack([show_plainly(lesson) for lesson in lessons]))
         *own, self.tasks = learner.begin(params, self._plain)
         self.own = tuple(own)  # what the tasks learn, and the optimizer's state
 
     def show(self, step: int) -> Shown:
         """Draws a step's copies of every task."""
-        config, lessons = self._learner.config, [course.lesson for course in self.courses]
+        config, lessons = self._config, [course.lesson for course in self.courses]
         shown = [show_augmented(each, config.copies, config.seed, step) for each in lessons]
         return self._place(stack(shown))
 
     def step(self, step: int, progress: float) -> None:
         """Makes one update of every task that has anything left to learn."""
-        lr = self._learner.config.lr
+        lr = self._config.lr
         rates = np.array([lr * each.rate(step, progress) for each in self.courses], np.float32)
         *own, fit = self._learner.update(
             *self.own, self._params, self.tasks, self.show(step), rates
@@ -84,7 +86,7 @@ class Group:
         """Begins the next rounds, where any are left, from new random weights."""
         again = which & np.array([not course.is_over for course in self.courses])
         if again.any():
-            seeds = self._learner.config.seed + np.array([each.closed for each in self.courses])
+            seeds = self._config.seed + np.array([each.closed for each in self.courses])
             anew = self._learner.begin_anew(seeds, self._plain)[:2]
             self.own = self._learner.select(again, anew, self.own)
 

@@ -9,6 +9,7 @@ In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ import optax
 
 from bridge.canvas import BACKGROUND
 from student_jax.batch import smallest_batch
-from student_jax.config import AdaptConfig, ModelConfig
+from student_jax.config import AdaptConfig, ModelConfig, Tier
 from student_jax.grid_student import TaskTokens
 from student_jax.lesson import Shown
 from student_jax.students import make_student
@@ -52,13 +53,15 @@ class Fit:
 class Learner:
     """Each program takes W tasks of one shape, which learn alone, and compiles once for a shape."""
 
-    def __init__(self, model: ModelConfig, feature_width: int, config: AdaptConfig) -> None:
-        """Prepares the programs."""
-        self.config = config
+    def __init__(
+        self, model: ModelConfig, feature_width: int, tier: Tier, weight_decay: float
+    ) -> None:
+        """Prepares the programs; arguments as in `ModelConfig` and `AdaptConfig`."""
+        self._own = ANSWERING if tier == "weights" else ()
         self._model = make_student(model, feature_width)
         self._tx = optax.chain(
             optax.clip_by_global_norm(1.0),
-            optax.adamw(1.0, b2=0.98, weight_decay=config.weight_decay),  # the rate comes later
+            optax.adamw(1.0, b2=0.98, weight_decay=weight_decay),  # the rate comes later
         )
         self._smallest = smallest_batch(model, feature_width)
         self.begin = jax.jit(jax.vmap(self._begin, in_axes=(None, 0)))
@@ -80,8 +83,8 @@ class Learner:
             plain.palette,
             method="encode_task",
         )
-        own = ANSWERING if self.config.tier == "weights" else ()
-        learnt: Any = Learnt(task.tokens, {name: params[name] for name in own if name in params})
+        weights = {name: params[name] for name in self._own if name in params}
+        learnt: Any = Learnt(task.tokens, weights)
         return learnt, self._tx.init(learnt), task
 
     def _begin_anew(self, seed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
@@ -191,6 +194,16 @@ class Learner:
         """Answers test inputs u8[views, Q, N, N]: log-probabilities f32[views, Q, N, N, V]."""
         own = replace(task, tokens=learnt.tokens)
         return jax.nn.log_softmax(self._from_tokens(learnt, params, own, inputs))
+
+
+@functools.lru_cache(maxsize=4)
+def _learner(model: ModelConfig, feature_width: int, tier: Tier, weight_decay: float) -> Learner:
+    return Learner(model, feature_width, tier, weight_decay)
+
+
+def learner_of(model: ModelConfig, feature_width: int, config: AdaptConfig) -> Learner:
+    """Returns the programs: the same for all that differ in steps, time or rates alone."""
+    return _learner(model, feature_width, config.tier, config.weight_decay)
 
 
 def _select(chosen: Any, new: Any, old: Any) -> Any:

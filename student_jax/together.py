@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from student_jax.config import AdaptConfig
 from student_jax.course import Course
 from student_jax.group import Group, take_note
 from student_jax.learner import Learner
@@ -25,12 +26,18 @@ from student_jax.step import AXIS, make_mesh, replicated
 class Together:
     """All tasks, in groups of one shape that take turns."""
 
-    def __init__(self, learner: Learner, params: Any, groups: Sequence[Sequence[Lesson]]) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        config: AdaptConfig,
+        params: Any,
+        groups: Sequence[Sequence[Lesson]],
+    ) -> None:
         """Begins, from a student's weights."""
-        self._learner, self._mesh = learner, make_mesh()
+        self._learner, self._config, self._mesh = learner, config, make_mesh()
         self._params = jax.device_put(params, replicated(self._mesh))
         self._shared = learner.begin_joint(self._params)
-        self._groups = [Group(learner, self._params, each, self._placed) for each in groups]
+        self._groups = [Group(learner, config, self._params, each, self._placed) for each in groups]
         self._order = np.arange(len(groups))
 
     @property
@@ -54,7 +61,7 @@ class Together:
         Returns:
             The courses of those tasks.
         """
-        config = self._learner.config
+        config = self._config
         round_, turn = divmod(step, len(self._groups))
         if turn == 0:
             self._order = np.random.default_rng((config.seed, round_)).permutation(

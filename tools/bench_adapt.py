@@ -39,7 +39,7 @@ from bridge.tree import flatten
 from student_jax.config import AdaptConfig
 from student_jax.cores import use_every_core
 from student_jax.flops import matmul_ceiling
-from student_jax.learner import TOKENS_RATE, Learner
+from student_jax.learner import TOKENS_RATE, Learner, learner_of
 from student_jax.lesson import Lesson, Shown, make_lesson, show_augmented, show_plainly, stack
 from student_jax.solver import Solver, load_solver
 
@@ -102,12 +102,12 @@ def measure(
 ) -> dict[str, Any]:
     """Times both sides in turn: `count` tasks at once on every device, and all of them in turn."""
     learning = AdaptConfig(copies=config.copies)
-    learner = Learner(solver.config.model, solver.feature_width, learning)
+    learner = learner_of(solver.config.model, solver.feature_width, learning)
     devices = jax.local_devices()
     lessons = [random_lesson(side, i) for i in range(count * len(devices))]
     plain = [show_plainly(lesson) for lesson in lessons]
     groups = [
-        Group(learner, jax.device_put(solver.params, device), plain[i :: len(devices)])
+        Group(learner, learning, jax.device_put(solver.params, device), plain[i :: len(devices)])
         for i, device in enumerate(devices)
     ]
     others = [TorchTask(solver, learning, each) for each in plain]
@@ -147,10 +147,12 @@ def measure(
 class Group:
     """Tasks that learn at once on one device."""
 
-    def __init__(self, learner: Learner, params: Any, plain: Sequence[Shown]) -> None:
+    def __init__(
+        self, learner: Learner, config: AdaptConfig, params: Any, plain: Sequence[Shown]
+    ) -> None:
         """Begins; the parameters say which device."""
         self.learner, self.params = learner, params
-        self.rates = np.full(len(plain), learner.config.lr, np.float32)
+        self.rates = np.full(len(plain), config.lr, np.float32)
         self.learnt, self.state, self.tasks = learner.begin(params, stack(plain))
 
     def loss(self, shown: Sequence[Shown]) -> float:

@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Query, Request
 
 from bridge.transforms import NUM_DIHEDRAL
+from student_jax.config import Tier
 from student_jax.service.batcher import FullError
 from student_jax.service.forms import Learning, Queued, task_body
 from student_jax.service.host import Host
-from student_jax.service.jobs import Job, Tier, Wanted, finite
+from student_jax.service.jobs import Job, Wanted, finite
 from student_jax.service.reading import read_body, read_task
 from student_jax.service.replies import Reply, answer_of, faults, refuse_full, refuse_if_draining
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bridge.arc import MAX_SIDE, NUM_COLORS
-from student_jax.service.jobs import State, Tier
+from student_jax.config import Tier
+from student_jax.service.jobs import State
 
 Grid = list[list[int]]
 

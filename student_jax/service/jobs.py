@@ -19,6 +19,7 @@ from bridge.arc import Task
 from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.stop import Stop
+from student_jax.config import Tier
 from student_jax.service.batcher import FullError
 from student_jax.service.limits import Limits
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 POINTS = 200  # of a curve, at most
 State = Literal["queued", "learning", "done", "cancelled", "failed"]
-Tier = Literal["weights", "tokens", "joint"]
 
 
 @dataclass(frozen=True)

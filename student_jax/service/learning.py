@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 from bridge.canvas import Attempts
 from bridge.stop import Stop
@@ -13,20 +12,14 @@ from student_jax.course import Seen
 from student_jax.service.jobs import Learner, Wanted
 from student_jax.solver import Solver
 
-KEPT = 3  # adapters, each with its compiled programs
-
 
 def make_learner(solver: Solver) -> Learner:
     """Returns what learns a job."""
 
-    @lru_cache(maxsize=KEPT)
-    def adapter(config: AdaptConfig) -> Adapter:
-        return Adapter(solver, config)
-
     def learn(wanted: Wanted, watch: Callable[[Seen], None], stop: Stop) -> tuple[Attempts, ...]:
         config = AdaptConfig(tier=wanted.tier, seconds=wanted.seconds, steps=wanted.steps)
         told = lambda _, seen: watch(seen)  # noqa: E731
-        ((_, adapted),) = adapter(config).adapt([wanted.task], wanted.views, told, stop)
+        ((_, adapted),) = Adapter(solver, config).adapt([wanted.task], wanted.views, told, stop)
         return adapted.attempts
 
     return learn

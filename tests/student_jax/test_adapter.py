@@ -89,7 +89,9 @@ def test_task_learns_alone(solver, tasks, learnt):
 def test_memory_that_allows_few_answers_at_once_changes_none(solver, tasks, learnt, monkeypatch):
     """As for the largest canvases: one after the other, activations computed again."""
     monkeypatch.setattr(module, "STATES", 1)
+    module._learner.cache_clear()
     again = dict(Adapter(solver, AdaptConfig(**FAST)).adapt(tasks[:1]))["black3"]
+    module._learner.cache_clear()
     assert grids(again) == grids(learnt["black3"])
     assert again.fit == pytest.approx(learnt["black3"].fit, abs=0.02)
 
