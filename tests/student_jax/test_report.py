@@ -153,6 +153,25 @@ def test_without_a_script_every_task_is_there_and_no_dead_control(page_file):
     assert re.search(r'<form id="filters"[^>]* hidden>', html)
 
 
+def test_page_tells_goals_kinds_colors_costs_and_what_is_kept(all_tasks):
+    files = make_files(all_tasks, list(all_tasks)[:5])
+    for predictions in files.values():
+        predictions.about["answering"] = {"tasks": 5, "seconds": 1.0}
+    html = make_page(files, all_tasks)
+    assert "goals: grid student, adapted" in html
+    assert html.count("<td>not measured</td>") == 5
+    assert "<td>7.0</td>" in html  # s a task: the mean of what it learnt
+    assert "<td>0.20</td>" in html  # an equal share of what all took together
+    assert html.count("by kind of task</caption>") == html.count("</details>") == 2
+    assert html.count('class="swatch"') == 2 * 10
+    assert "kept of the teacher" not in html
+    next(iter(files.values())).about["needs_teacher"] = True  # it solves two of the five
+    html = make_page(files, all_tasks)
+    assert "kept of the teacher&#x27;s pass@2: 40.0 %, of the grid student, adapted" in html
+    assert "goals: grid student<" in html
+    assert "<td>not met</td>" in html
+
+
 def test_pictures_say_their_size_and_whether_they_are_right(page_file):
     html = page_file.read_text()
     assert 'alt="attempt 1, 9 by 9 cells, ✓ right"' in html
