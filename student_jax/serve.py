@@ -19,8 +19,8 @@ from bridge import config as configs
 from bridge.arc import MAX_SIDE, open_questions
 from bridge.arc_files import ARC_AGI_1
 from bridge.errors import InputError
+from student_jax.config import Tier
 from student_jax.service.gate import LOOPBACK
-from student_jax.service.jobs import Tier
 from student_jax.service.library import open_library
 from student_jax.service.limits import Limits
 from student_jax.solve import NANO
@@ -43,6 +43,9 @@ class ServeConfig:
     """a training run's folder, or a released student's; by default the one of the package"""
     which: Literal["latest", "best"] = "latest"
     """a run's latest checkpoint, or the one that answered the most held-out questions"""
+    engine: Literal["jax", "onnx"] = "jax"
+    """what computes answers in one pass; onnx for a released student that was exported so, by
+    ONNX Runtime, on a CPU the faster one. Learning is JAX's"""
     host: str = "127.0.0.1"
     """to listen at; whoever reaches it may use it: nobody is asked who they are"""
     port: int = 8000
@@ -155,7 +158,7 @@ def make_host(config: ServeConfig) -> Host:
     """
     library = open_library(config.source, config.compare)
     from student_jax.cores import keep_memory
-    from student_jax.engine import Engine, keep_programs  # jax takes a second; bad input should not
+    from student_jax.engine import keep_programs  # jax takes a second; bad input should not
     from student_jax.service.batcher import Batcher
     from student_jax.service.host import Host
     from student_jax.service.jobs import Jobs
@@ -166,18 +169,18 @@ def make_host(config: ServeConfig) -> Host:
     keep_memory()
     keep_programs()
     solver = load_solver(config.checkpoint, config.which)
-    engine = Engine(solver)
-    shapes = commonest(engine, library, config.warm)
+    answerer = make_answerer(config, solver)
+    shapes = commonest(answerer, library, config.warm)
     for shape in shapes:
-        engine.warm_up(shape)
+        answerer.warm_up(shape)
     at_once = limit_calls(config.batch)
-    threading.Thread(target=warm_up, args=(engine, shapes, at_once), daemon=True).start()
+    threading.Thread(target=warm_up, args=(answerer, shapes, at_once), daemon=True).start()
     metrics = Metrics()
     return Host(
         about=describe(config, solver),
         trained_on=solver.trained_on,
         batcher=Batcher(
-            engine,
+            answerer,
             config.limits.waiting,
             at_once,
             config.batch_wait_ms / 1e3,
@@ -188,6 +191,25 @@ def make_host(config: ServeConfig) -> Host:
         limits=config.limits,
         metrics=metrics,
     )
+
+
+def make_answerer(config: ServeConfig, solver: Solver) -> Answerer:
+    """Returns what answers in one pass.
+
+    Raises:
+        InputError: if the student needs its teacher, or there is no such export of it.
+    """
+    if config.engine == "onnx":
+        try:
+            from student_jax.onnx_engine import OnnxEngine
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"engine: {error.name} is not installed; pip install 'sage-distill[export]'"
+            ) from None
+        return OnnxEngine(config.checkpoint)
+    from student_jax.engine import Engine
+
+    return Engine(solver)
 
 
 def describe(config: ServeConfig, solver: Solver) -> dict[str, Any]:

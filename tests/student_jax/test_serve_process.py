@@ -92,6 +92,7 @@ def run(*arguments):
     ("arguments", "message"),
     [
         (("--checkpoint", "none"), "expected a training run with checkpoints, got none"),
+        (("--engine", "onnx"), "nano: expected an export of a grid student with ONNX; run"),
         (("--source", "none"), "'none', which does not exist"),
         (("--compare", "none.json"), "none.json: cannot be read"),
         (("--limits.waiting", "0"), "waiting: expected more than 0"),

@@ -205,7 +205,7 @@ def test_a_curve_stays_short_and_even():
 
 
 def test_full_queues_and_late_answers_by_http(answerer, task):
-    limits = Limits(waiting=1, seconds=0.3, jobs_waiting=1)
+    limits = Limits(waiting=1, seconds=1.5, jobs_waiting=1)
     host = Host(
         about={},
         trained_on=frozenset(),
