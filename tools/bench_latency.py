@@ -12,10 +12,10 @@ runtime must first give JAX's answer. The teacher draws no grid: its time is tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,25 +28,26 @@ from latency_sides import (
     engine_sides,
     feature_sides,
     make_task,
-    onnx_side,
+    onnx_sides,
     question_of,
     teacher_sides,
     torch_sides,
     vote_sides,
-    write_onnx,
 )
 from latency_tables import plot, show
 from timing import race
 
 from bridge import config as configs
 from bridge import weights
+from bridge.errors import InputError
 from bridge.files import write_text
-from bridge.manifest import digest_of
+from bridge.manifest import read_manifest
 from bridge.scaling import no_scaling
 from student_jax.batch import ROOMS, smallest_batch
 from student_jax.config import ModelConfig, TrainConfig
+from student_jax.cores import keep_memory
 from student_jax.engine import Engine
-from student_jax.export import describe, torch_tensors
+from student_jax.export import export, torch_tensors
 from student_jax.flops import matmul_ceiling
 from student_jax.solver import Solver, load_solver, make_solver
 from student_jax.students import make_student
@@ -79,9 +80,15 @@ class BenchLatencyConfig:
     feature_tokens: int = 5164
     """the original's length; 0 leaves the feature student out"""
     onnx: bool = True
-    """needs the export extra"""
+    """needs the export extra; on a GPU, onnxruntime-gpu"""
+    folder: Path = Path("runs/bench_latency")
+    """the student is exported to it; ONNX of `full` takes minutes to write, and is used again"""
     curves: bool = True
     """how times grow with the canvas, demonstrations, views and loops"""
+    cold: bool = True
+    """how long a new process takes to its first answer"""
+    add: bool = False
+    """to what --out holds, of the same student on the same machine: one part after the other"""
     out: Path | None = None
     """JSON file; a plot is put beside it"""
 
@@ -97,40 +104,32 @@ class BenchLatencyConfig:
 
 def main(config: BenchLatencyConfig) -> None:
     """Time the teacher and the students side by side."""
+    keep_memory()  # of this process: everybody's
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some, too
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    under = conditions("jax", "flax", "torch", "transformers", "onnxruntime")
     solver = load_solver(config.checkpoint) if config.checkpoint else random_student(config.preset)
     engine = Engine(solver)
-    result: dict[str, Any] = {
-        **under,
+    about = {
         "device": jax.devices()[0].device_kind,
-        "config": configs.to_dict(config),
         "weights": str(config.checkpoint) if config.checkpoint else "random",
         "parameters": solver.num_parameters,
         "compute": engine.compute,
-        "ceiling_flops_per_second": matmul_ceiling(engine.compute),
     }
+    result = begin(config, about)
+    write_student(config, solver)
     policy = None
     if config.teacher != "none":
         half = torch.bfloat16 if device == "cuda" else torch.float32
         policy = load_policy("random", config.teacher, 0, device, half)
-        count = policy.parameter_counts()["taking part"]
-        result["teacher"] = {
-            "size": config.teacher,
-            "weights": policy.teacher.weights,
-            "parameters": count,
-            "released_parameters": count + sum(UNUSED.values()) * (config.teacher == "full"),
-            "bytes": count * half.itemsize,
-        }
-    with tempfile.TemporaryDirectory() as folder:
-        write_student(Path(folder), solver, engine, config)
-        result["cases"] = {}
-        for case in config.cases:
-            found = measure_case(config, solver, engine, policy, case, Path(folder), device)
-            result["cases"][case] = found
-            keep(config, result)
-        result["cold"] = cold_starts(Path(folder), make_task(*sizes_of(middle_case(config))))
+        result["teacher"] = describe_teacher(config, policy, half)
+    for case in config.cases:
+        found = measure_case(config, solver, engine, policy, case, device)
+        result["cases"][case] = found
+        keep(config, result)
+    del policy
+    if config.cold:
+        result["cold"] = cold_starts(config.folder, make_task(*sizes_of(middle_case(config))))
+        keep(config, result)
     if config.feature_tokens:
         reader = random_student(FEATURE)
         sides = feature_sides(reader, config.feature_tokens, device)
@@ -143,6 +142,47 @@ def main(config: BenchLatencyConfig) -> None:
     keep(config, result)
     if config.out:
         plot(result, config.out.with_suffix(".png"))
+
+
+def begin(config: BenchLatencyConfig, about: dict[str, Any]) -> dict[str, Any]:
+    """Returns what nothing is measured in yet, or, to be added to, what `out` holds.
+
+    Raises:
+        InputError: if that is of another student or machine.
+    """
+    under = conditions("jax", "flax", "torch", "transformers", "onnxruntime")
+    if config.add and config.out and config.out.exists():
+        result = json.loads(config.out.read_text())
+        for name, value in about.items():
+            if result.get(name) != value:
+                raise InputError(
+                    f"{config.out}: {name}: expected {value}, got {result.get(name)}; "
+                    "leave --add out to write it anew"
+                )
+        result["runs"].append(under)
+        return result
+    return {
+        **under,
+        **about,
+        "runs": [under],
+        "config": configs.to_dict(config),
+        "ceiling_flops_per_second": matmul_ceiling(about["compute"]),
+        "cases": {},
+    }
+
+
+def describe_teacher(
+    config: BenchLatencyConfig, policy: Gr00tPolicy, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Tells its size."""
+    count = policy.parameter_counts()["taking part"]
+    return {
+        "size": config.teacher,
+        "weights": policy.teacher.weights,
+        "parameters": count,
+        "released_parameters": count + sum(UNUSED.values()) * (config.teacher == "full"),
+        "bytes": count * dtype.itemsize,
+    }
 
 
 def keep(config: BenchLatencyConfig, result: dict[str, Any]) -> None:
@@ -166,14 +206,25 @@ def random_student(source: Path | ModelConfig) -> Solver:
     return make_solver(settings, 0, about, params, no_scaling(width))
 
 
-def write_student(folder: Path, solver: Solver, engine: Engine, config: BenchLatencyConfig) -> None:
-    """Writes the student as others load it; each runtime's answers are checked case by case."""
-    weights.save(folder / weights.MODEL, torch_tensors(solver), {"format": "pt"})
-    digest = digest_of(folder / weights.MODEL)
-    write_text(folder / "config.json", json.dumps(describe(solver, digest)))
-    if config.onnx:
-        tasks = [make_task(8, 6, 3), make_task(12, 4, 3)]
-        write_onnx(folder / "model.onnx", solver, engine, tasks)
+def write_student(config: BenchLatencyConfig, solver: Solver) -> None:
+    """Exports the student, as others load it, unless that was done before."""
+    tensors = torch_tensors(solver)
+    about = {"format": "pt", "kind": solver.config.model.kind, "step": str(solver.step)}
+    digest = hashlib.sha256(weights.pack(tensors, about)).hexdigest()
+    told = read_manifest(config.folder)
+    same = told.get("student", {}).get("weights_sha256") == digest
+    if not same or (has_onnx(config) and "onnx" not in told["formats"]):
+        export(solver, config.folder, ("onnx",) if has_onnx(config) else ("safetensors",))
+
+
+def has_onnx(config: BenchLatencyConfig) -> bool:
+    """Whether ONNX Runtime takes part: not on its own on a CPU, where the others have a GPU."""
+    if not config.onnx:
+        return False
+    import onnxruntime
+
+    on_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return on_gpu or jax.default_backend() == "cpu"
 
 
 def sizes_of(case: str) -> tuple[int, int, int]:
@@ -193,19 +244,18 @@ def measure_case(
     engine: Engine,
     policy: Gr00tPolicy | None,
     case: str,
-    folder: Path,
     device: str,
 ) -> dict[str, Any]:
     """Times everybody on one task."""
     text = make_task(*sizes_of(case))
-    sides = engine_sides(engine, solver.config.model, text)
+    sides = engine_sides("JAX", engine, solver.config.model, text, engine.compute)
     if case == middle_case(config):
         for views in config.views:
             vote = vote_sides(engine, solver.config.model, text, views)
             sides[f"JAX: network, {views} views"] = vote
     sides |= torch_sides(solver, engine, text, device)
-    if config.onnx:
-        sides["ONNX Runtime: read + network"] = onnx_side(folder, solver, engine, text)
+    if has_onnx(config):
+        sides |= onnx_sides(config.folder, engine, solver.config.model, text)
     if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
         sides |= teacher_sides(policy, question_of(text), device)
     shape = engine.shape(question_of(text))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from student_jax.engine import Engine
 from student_jax.solver import Solver
 from student_jax.students import make_student
 
+ROWS = "views or questions in one call"
 COLD = """
 import sys, time
 started = time.perf_counter()
 import json
 from pathlib import Path
 from bridge.arc import open_questions, parse_task
+from student_jax.cores import keep_memory
 from student_jax.engine import Engine, keep_programs
 from student_jax.solver import load_solver
+keep_memory()
 keep_programs()
 engine = Engine(load_solver(Path(sys.argv[1])))
 task = parse_task("bench", json.loads(Path(sys.argv[2]).read_text()), "bench")
@@ -79,7 +83,8 @@ def curves(solver: Solver, runs: int, seconds: float) -> dict[str, Any]:
 
     def reading(demonstrations: int) -> float:
         engine = engine_for(solver, demonstrations)
-        sides = engine_sides(engine, solver.config.model, make_task(12, 4, demonstrations))
+        text = make_task(12, 4, demonstrations)
+        sides = engine_sides("JAX", engine, solver.config.model, text, engine.compute)
         return race({"": sides["JAX: JSON to grid, new task"]}, runs, seconds)[""]["p50"]
 
     def looped(loops: int) -> float:
@@ -89,17 +94,32 @@ def curves(solver: Solver, runs: int, seconds: float) -> dict[str, Any]:
         other = replace(solver, params=params["params"], config=replace(solver.config, model=model))
         return network(Engine(other), 12, 3)
 
+    def views(most: int) -> Iterator[tuple[int, float]]:
+        for exponent in range(most.bit_length()):
+            taken = network(engine, 12, 3, 1 << exponent)
+            yield 1 << exponent, taken
+            if 1e-3 * taken > seconds:
+                return
+
     engine = engine_for(solver, 3)
     points = {
         "cells of the canvas": [(n * n, network(engine, n, 3)) for n in (8, 12, 16, 20, 24, 32)],
         "demonstrations, read anew": [(n, reading(n)) for n in (1, 2, 4, 8)],
-        "views in one call": [(n, network(engine, 12, 3, n)) for n in (1, 2, 4, 8, 16)],
+        ROWS: list(views(512)),
         "loops": [(n, looped(n)) for n in (1, 2, 4)],
     }
-    return {
+    found: dict[str, Any] = {
         name: {"points": line, "exponent": round(fitted_exponent(line), 2)}
         for name, line in points.items()
     }
+    found[ROWS]["largest_useful"] = largest_useful(points[ROWS])
+    return found
+
+
+def largest_useful(points: list[tuple[int, float]]) -> int:
+    """Returns after how many rows in one call a row gets cheaper by less than a twentieth."""
+    best = min(taken / rows for rows, taken in points)
+    return next(rows for rows, taken in points if taken / rows <= 1.05 * best)
 
 
 def engine_for(solver: Solver, demonstrations: int) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ from timing import Contender
 
 from bridge.arc import Question, open_questions, parse_task
 from bridge.canvas import decode
-from bridge.proofs import INPUTS, Proof
-from bridge.torch_export import make_program
 from bridge.torch_student import make_mirror
 from bridge.views import task_view
-from student_jax.answerer import Drawn
+from student_jax.answerer import Answerer, Drawn
 from student_jax.batch import Augmentation
 from student_jax.config import ModelConfig
 from student_jax.engine import Engine, FeatureEngine
 from student_jax.export import torch_tensors
 from student_jax.flops import answer_flops
+from student_jax.onnx_engine import OnnxEngine
 from student_jax.solver import Solver
 from student_jax.vote import views_of
 
@@ -48,11 +47,13 @@ def question_of(text: str) -> Question:
     return open_questions(parse_task("bench", json.loads(text), "bench"))[0]
 
 
-def engine_sides(engine: Engine, model: ModelConfig, text: str) -> dict[str, Contender]:
-    """JAX: from JSON to the grid, task known or new, and the network alone."""
+def engine_sides(
+    who: str, engine: Answerer, model: ModelConfig, text: str, notes: str
+) -> dict[str, Contender]:
+    """A student on a runtime: from JSON to the grid, task known or new, and the network alone."""
     question = question_of(text)
-    prepared = engine.prepare(question)
-    reading, answering = flops_of(model, engine.draw(question))
+    prepared, drawn = engine.prepare(question), engine.draw(question)
+    reading, answering = flops_of(model, drawn)
 
     def from_json() -> str:
         return json.dumps(engine.answer(question_of(text)).first.tolist())
@@ -62,11 +63,12 @@ def engine_sides(engine: Engine, model: ModelConfig, text: str) -> dict[str, Con
         return from_json()
 
     return {
-        "JAX: network": Contender(
-            lambda: prepared.run().block_until_ready(), answering, notes=engine.compute
+        f"{who}: network": Contender(
+            lambda: jax.block_until_ready(prepared.run()), answering, notes=notes
         ),
-        "JAX: JSON to grid": Contender(from_json, answering, notes="task read before"),
-        "JAX: JSON to grid, new task": Contender(anew, reading + answering),
+        f"{who}: JSON to grid": Contender(from_json, answering, notes="task read before"),
+        f"{who}: JSON to grid, new task": Contender(anew, reading + answering),
+        f"{who}: read + network": Contender(both_of(engine, drawn), reading + answering),
     }
 
 
@@ -76,26 +78,26 @@ def flops_of(model: ModelConfig, drawn: Drawn) -> tuple[float, float]:
     return answer_flops(model, side, places, colors)
 
 
-def both_of(engine: Engine, drawn: Drawn) -> Callable[[], jax.Array]:
-    """Returns what reads a task and answers, in JAX."""
+def both_of(engine: Answerer, drawn: Drawn) -> Callable[[], Any]:
+    """Returns what reads a task and answers: the work of a runtime that keeps no task."""
 
-    def run() -> jax.Array:
-        return engine.ask(engine.read([drawn]), [drawn])().block_until_ready()
+    def run() -> Any:
+        return jax.block_until_ready(engine.ask(engine.read([drawn]), [drawn])())
 
     return run
 
 
-def vote_sides(engine: Engine, model: ModelConfig, text: str, views: int) -> Contender:
+def vote_sides(engine: Answerer, model: ModelConfig, text: str, views: int) -> Contender:
     """Many views in one call; there are 8 different ones, more are repeated for the measure."""
     shown = [Augmentation(view) for view in views_of(8)]
     question = question_of(text)
     prepared = engine.ready([engine.draw(question, (shown * -(-views // 8))[:views])])
     flops = views * flops_of(model, engine.draw(question))[1]
-    return Contender(lambda: prepared.run().block_until_ready(), flops, views)
+    return Contender(lambda: jax.block_until_ready(prepared.run()), flops, views)
 
 
 def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[str, Contender]:
-    """The same weights in PyTorch, which reads the task in every call; JAX doing so beside it."""
+    """The same weights in PyTorch, which reads the task in every call."""
     model, question = solver.config.model, question_of(text)
     mirror = mirror_of(solver).to(device).eval()
     drawn = engine.draw(question)
@@ -121,37 +123,13 @@ def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[
     }
 
 
-def write_onnx(path: Path, solver: Solver, engine: Engine, texts: Sequence[str]) -> None:
-    """Writes the student; sizes are free in which these tasks differ, the batch among them."""
-    from bridge.torch_onnx import convert
-
-    drawn = [
-        engine.draw(question_of(text), [Augmentation(view) for view in views_of(1 + i)])
-        for i, text in enumerate(texts)
-    ]
-    nothing = np.zeros(0, np.float32)  # nobody is held to them here
-    proofs = [Proof(dict(zip(INPUTS["grid"], each, strict=True)), nothing) for each in drawn]
-    program = make_program(mirror_of(solver).eval(), proofs)
-    path.write_bytes(convert(program, proofs[0].inputs))
-
-
-def onnx_side(folder: Path, solver: Solver, engine: Engine, text: str) -> Contender:
-    """The same weights in ONNX Runtime, which reads the task in every call."""
-    import onnxruntime
-
-    providers = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers = ["CUDAExecutionProvider", *providers]
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=providers)
-    drawn = engine.draw(question_of(text))
-    inputs = dict(zip(INPUTS["grid"], drawn, strict=True))
-
-    def run() -> np.ndarray:
-        return session.run(None, inputs)[0]  # pyright: ignore[reportReturnType]
-
-    logits = torch.log_softmax(torch.tensor(run()), -1).numpy()
-    check_same(np.asarray(both_of(engine, drawn)()), logits, "ONNX Runtime", engine.compute)
-    return Contender(run, sum(flops_of(solver.config.model, drawn)), notes=providers[0])
+def onnx_sides(folder: Path, engine: Engine, model: ModelConfig, text: str) -> dict[str, Contender]:
+    """The same weights in ONNX Runtime."""
+    other = OnnxEngine(folder)
+    question = question_of(text)
+    said, theirs = (np.asarray(each.prepare(question).run()) for each in (engine, other))
+    check_same(said, theirs, "ONNX Runtime", engine.compute)
+    return engine_sides("ONNX Runtime", other, model, text, "float32")
 
 
 def feature_sides(solver: Solver, tokens: int, device: str) -> dict[str, Contender]:

@@ -31,13 +31,18 @@ def show(result: dict[str, Any]) -> None:
         console.print(table)
     for name, each in result.get("feature", {}).items():
         console.print(f"{name}: {each['p50']:,.0f} ms ({each['runs']} runs)", highlight=False)
-    for name, each in result["cold"].items():
+    for name, each in result.get("cold", {}).items():
         console.print(
             f"first answer, {name}: {each['seconds']:.1f} s, {each['peak_host_mib']:,.0f} MiB",
             highlight=False,
         )
     for name, each in result.get("curves", {}).items():
-        console.print(f"time grows with {name} to the power of {each['exponent']}", highlight=False)
+        useful = (
+            f"; more than {each['largest_useful']} save nothing" if "largest_useful" in each else ""
+        )
+        console.print(
+            f"time grows with {name} to the power of {each['exponent']}{useful}", highlight=False
+        )
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
