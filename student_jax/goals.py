@@ -24,7 +24,7 @@ FASTER = 15  # times
 MILLISECONDS = 10.0  # of an answer, 99 of 100
 MEGABYTES = 200.0  # of device memory
 ELSEWHERE = "not measured on a GPU"
-GOAL_COLUMNS = ("", "teacher", "student", "goal", "")
+GOAL_COLUMNS = ("", "verdict", "goal", "student", "teacher")  # a phone shows the first ones
 WHOLE, ANSWER = "GR00T: whole", "JAX: JSON to grid"  # as the bench names them
 
 
@@ -43,6 +43,11 @@ class Goal:
     def verdict(self) -> str:
         """Says how it stands."""
         return self.open if self.met is None else "met" if self.met else "not met"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Returns what stands in the columns behind `what`."""
+        return self.verdict, self.goal, self.student, self.teacher
 
 
 def read_latency(path: Path, files: dict[str, Predictions]) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def make_goals_table(title: str, rows: list[Goal]) -> Table:
     for heading in GOAL_COLUMNS:
         table.add_column(heading, justify="right" if heading else "left")
     for row in rows:
-        table.add_row(row.what, row.teacher, row.student, row.goal, row.verdict)
+        table.add_row(row.what, *row.texts)
     return table
 
 

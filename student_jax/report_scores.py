@@ -46,10 +46,7 @@ def make_goals(
     """Returns what was promised beside what was measured; what was not says so."""
     name = whose_goals(files, latency)
     rows = goals(files[name].about.get("parameters"), latency, retained.get(name))
-    body = [
-        (row.what, [*map(escape, (row.teacher, row.student, row.goal)), row.verdict])
-        for row in rows
-    ]
+    body = [(row.what, [*map(escape, row.texts)]) for row in rows]
     return _table(goals_title(name, latency), GOAL_COLUMNS, body)
 
 

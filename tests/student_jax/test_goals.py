@@ -54,7 +54,7 @@ def test_table_says_what_was_not_measured():
     assert "57x fewer" in text
     assert "100x faster" in text
     assert text.count("not measured on a GPU") == 2
-    assert "│ undefined" in text
+    assert "│ accuracy, pass@2   │             undefined │" in text
     rows = goals(None, None, None)
     assert {row.verdict for row in rows} == {"not measured"}
 
