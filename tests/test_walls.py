@@ -23,6 +23,8 @@ COMMANDS = [
     "student_jax.evaluate",
     "student_jax.similarity",
     "student_jax.report",
+    "student_jax.serve",
+    "student_jax.client",
     "student_jax.checkpoints",
     "student_jax.export",
     "student_jax.import_weights",

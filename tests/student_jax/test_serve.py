@@ -1,10 +1,12 @@
 """The server's contract, by a real student in one process."""
 
+import asyncio
 import json
 import time
 
 import numpy as np
 import pytest
+from fastapi import HTTPException, Request
 from starlette.testclient import TestClient
 
 from bridge.arc import open_questions, parse_task
@@ -16,6 +18,7 @@ from student_jax.serve import ServeConfig, make_host, names_of
 from student_jax.service.app import make_app
 from student_jax.service.forms import Health, KnownTask, Learning, Solved
 from student_jax.service.limits import Limits
+from student_jax.service.reading import read_body
 from student_jax.solve import NANO
 from student_jax.solver import load_solver
 
@@ -182,6 +185,20 @@ def test_other_refusals(web, host, asked):
         assert (web.get("/health").status_code, web.get("/tasks").status_code) == (503, 200)
     finally:
         host.draining = False
+
+
+def test_a_body_that_stalls_or_breaks_off_is_given_up():
+    async def stall():
+        await asyncio.sleep(60)
+
+    async def leave():
+        return {"type": "http.disconnect"}
+
+    for receive, status in ((stall, 408), (leave, 400)):
+        request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+        with pytest.raises(HTTPException) as refused:
+            asyncio.run(read_body(request, Limits(body_seconds=0.05)))
+        assert refused.value.status_code == status
 
 
 def test_pages_of_other_sites_may_not_ask(host, asked):
