@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ def by_task(
     }
 
 
+@functools.lru_cache(maxsize=8)  # traced once a process, however many solvers there are
 def make_predict(config: ModelConfig, feature_width: int) -> Predict:
     """Returns the jitted forward pass."""
     model = make_student(config, feature_width)

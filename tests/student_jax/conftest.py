@@ -1,15 +1,55 @@
-"""A run of 40 steps, whole and half-way, for the tests that harm one."""
+"""A run of 40 steps, whole and half-way, for the tests that harm one; runs alike trace once."""
 
 import gc
+from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 
 from bridge import config as configs
+from student_jax import checkpoints
 from student_jax import train as module
 from student_jax.config import TrainConfig
 from student_jax.train import train
 from tests.conftest import train_dict
 from tests.student_jax.runs import FIRST, LONG, Stopped, complete_steps
+
+
+@pytest.fixture(autouse=True, scope="session")
+def traced_once():
+    """Runs that compute alike share their traced programs: tracing is most of a tiny run's time."""
+    made, like = module.make_train_step, checkpoints.state_like
+
+    @lru_cache
+    def keep(config, model, mesh):
+        return made(config, model, module.make_optimizer(config.optim, config.loss.form), mesh)
+
+    @lru_cache
+    def remember(config, width):
+        return like({"config": configs.to_dict(config), "feature_width": width})
+
+    def bare(config):
+        """What decides the programs."""
+        parts = ("seed", "model", "loss", "optim", "map")
+        return TrainConfig(
+            data=replace(TrainConfig().data, store=""),
+            **{name: getattr(config, name) for name in parts},
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            module,
+            "make_train_step",
+            lambda config, model, _, mesh: keep(bare(config), model, mesh),
+        )
+        patch.setattr(
+            checkpoints,
+            "state_like",
+            lambda about: remember(
+                bare(configs.from_dict(TrainConfig, about["config"])), about["feature_width"]
+            ),
+        )
+        yield
 
 
 @pytest.fixture
