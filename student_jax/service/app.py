@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -14,7 +13,7 @@ from student_jax.service.pages import add_pages
 from student_jax.service.replies import tell_faults
 
 
-def make_app(host: Host, names: Collection[str] | None) -> FastAPI:
+def make_app(host: Host, names: frozenset[str] | None) -> FastAPI:
     """Returns the application.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,7 +32,7 @@ class Gate:
     another site (cross-site requests).
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, names: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, names: frozenset[str] | None) -> None:
         """Args: names that the server goes by; None for any."""
         self.app, self._metrics, self._names = app, metrics, names
 
@@ -68,10 +67,10 @@ class Gate:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._names is not None and name_of(host) not in self._names:
             return "host: not a name of this server; --names adds one"
-        if origin is None or urlsplit_or_none(origin) == host:
+        if origin is None or netloc_of(origin) == host:
             return None
-        if self._names is not None and name_of(urlsplit_or_none(origin)) in self._names:
-            return None
+        if name_of(netloc_of(origin)) in (self._names or LOOPBACK) - LOOPBACK:
+            return None  # a proxy's name, where the proxy puts its own into Host
         return "origin: pages of other sites may not ask"
 
 
@@ -83,7 +82,7 @@ def name_of(host: str) -> str:
         return ""
 
 
-def urlsplit_or_none(origin: str) -> str:
+def netloc_of(origin: str) -> str:
     """Returns an Origin header's host and port; empty where there is none."""
     try:
         return urlsplit(origin).netloc

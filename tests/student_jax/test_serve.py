@@ -208,6 +208,10 @@ def test_pages_of_other_sites_may_not_ask(host, asked):
     assert web.get("/health", headers={"origin": same}).status_code == 200
     assert web.get("/health", headers={"host": "sage.example"}).status_code == 200
     assert web.post("/solve", json=asked, headers={"origin": other}).status_code == 403
+    neighbour = {"origin": "http://127.0.0.1:9000"}
+    assert web.post("/solve", json=asked, headers=neighbour).status_code == 403
+    proxy = {"origin": "https://sage.example"}
+    assert web.post("/solve", json=asked, headers=proxy).status_code == 200
     assert web.post("/solve", json=asked, headers={"origin": "null"}).status_code == 403
     assert web.get("/health", headers={"host": "evil.example"}).status_code == 403
     assert names_of(ServeConfig(host="0.0.0.0")) is None
