@@ -19,7 +19,7 @@ const said = document.getElementById("said");
 const template = (id) => document.getElementById(id).content.firstElementChild;
 const items = []; // per test input: {element, board, blocks}
 let saying = null;
-let last = null; // the answer that was said last
+let last = {}; // the answers that were said last
 
 // Heading, facts and grids of one student.
 class Block {
@@ -159,19 +159,19 @@ function drawTrouble() {
 
 // Tells a new answer once the hand rests.
 function say() {
-  const { answer } = state;
-  if (answer === last) return;
-  last = answer;
+  const { answer, learning } = state;
+  const learnt = learning?.answers?.length > 0 ? learning : null;
+  const news = learnt !== last.learnt ? learnt : answer !== last.answer ? answer : null;
+  last = { answer, learnt };
+  if (!news) return;
   clearTimeout(saying);
   saying = setTimeout(() => {
-    if (!answer) return;
-    const parts = answer.answers.map((given, i) => {
-      const [grid] = given.attempts;
-      const truth = task().test[i]?.output;
-      const found = truth && state.shown.truth ? `, ${verdict(grid, truth).text}` : "";
+    const parts = news.answers.map(({ attempts: [grid] }, i) => {
+      const truth = state.shown.truth && task().test[i]?.output;
+      const found = truth ? `, ${verdict(grid, truth).text}` : "";
       return `attempt 1, ${grid.length} by ${grid[0].length} cells${found}`;
     });
-    said.textContent = `${capital(answer.tier)} answer: ${parts.join("; ")}.`;
+    said.textContent = `${TIERS[news.tier] ?? capital(news.tier)} answers: ${parts.join("; ")}.`;
   }, 600);
 }
 

@@ -24,7 +24,7 @@ export function drawGrid(context, grid, px, { truth, certainty } = {}) {
   for (let r = 0; r < rows; r++) {
     for (let c = 0; c < cols; c++) {
       drawCell(context, r, c, px, grid[r]?.[c], truth && (truth[r]?.[c] ?? null));
-      if (certainty && certainty[r]?.[c] < SURE) drawDot(context, r, c, px, certainty[r][c]);
+      if (certainty && certainty[r]?.[c] < SURE) drawDot(context, r, c, px, certainty[r][c], !truth);
     }
   }
 }
@@ -43,17 +43,20 @@ export function drawCell(context, r, c, px, color, truth) {
   context.fillRect(x + rim, y + rim, px - line - 2 * rim, px - line - 2 * rim);
 }
 
-// The less certain, the larger; the black ring keeps it visible on every color.
-function drawDot(context, r, c, px, certainty) {
+// The less certain, the larger; white and black keep it visible on every color. In a diff it is a
+// ring, around the right color.
+function drawDot(context, r, c, px, certainty, filled) {
   const radius = Math.max(1, (0.08 + 0.3 * Math.min(1, 1 - certainty)) * px);
   context.beginPath();
   context.arc((c + 0.5) * px - 0.5, (r + 0.5) * px - 0.5, radius, 0, 2 * Math.PI);
   context.fillStyle = OUTSIDE;
-  context.fill();
-  if (px < 6) return;
-  context.lineWidth = Math.max(1, px / 16);
-  context.strokeStyle = "#000";
-  context.stroke();
+  if (filled) context.fill();
+  for (const [color, width] of [[OUTSIDE, filled ? 0 : px / 6], ["#000", px / 16]]) {
+    if (width * 16 < 6) continue; // no room for a ring
+    context.lineWidth = Math.max(1, width);
+    context.strokeStyle = color;
+    context.stroke();
+  }
 }
 
 // A picture of a task with all its answers, white, 16 pixels a cell where that fits.

@@ -48,14 +48,17 @@ function picture() {
   const lines = [];
   whole.test.forEach(({ input }, i) => {
     const number = titleOf(["test", i, "input"], whole.test).toLowerCase();
-    for (const [j, { title, facts, grids }] of blocksFor(i).entries()) {
+    const asked = [{ label: number, grid: input }];
+    rows.push(asked);
+    for (const { title, facts, grids } of blocksFor(i)) {
       if (facts) lines.push(`${whole.test.length > 1 ? `${number}: ` : ""}${title}: ${facts}`);
       const tiles = grids.map(({ name, grid, truth }) => ({
         label: name === TRUTH ? name : `${title}, ${name}`,
         grid,
         truth,
       }));
-      rows.push(j === 0 ? [{ label: number, grid: input }, ...tiles] : tiles);
+      if (title === "Truth") asked.push(...tiles);
+      else if (tiles.length > 0) rows.push(tiles);
     }
   });
   lines.push("Confidence is the student's own estimate, not correctness.");

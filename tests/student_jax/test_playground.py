@@ -173,7 +173,7 @@ def test_drawing_asks_again_without_the_truth(open_page, tasks):
     # It is another question now: its truth is not known.
     assert board(page, "the right answer").count() == 0
     assert "before it was changed" in page.locator(".student").last.inner_text()
-    said.get_by_text("Zero-shot answer: attempt 1").wait_for(state="attached")
+    said.get_by_text("Zero-shot answers: attempt 1").wait_for(state="attached")
     body = asked(page, lambda: page.keyboard.press("Control+z"))
     assert body["test"][0]["input"] == tasks["1a"].test_inputs[0].tolist()
     board(page, "the right answer").wait_for()
@@ -256,6 +256,8 @@ def test_learning_shows_its_way_and_its_result_apart(open_page):
     assert learnt.get_by_role("grid").count() == 2
     assert board(page, "Zero-shot: attempt").count() == 2
     assert learn.is_enabled()
+    said = page.locator("#said", has_text="tokens answers: attempt 1, ")
+    said.wait_for(state="attached")
     click_cell(board(page, "Test input"), 0, 0)
     learnt.get_by_text("of the task before it was changed").wait_for()
 
@@ -314,6 +316,24 @@ def test_a_file_is_opened_and_a_bad_one_says_why(open_page, task_folder, tmp_pat
     line = "bad: train[0].input[1]: expected 2 cells like row 0, got 1"
     page.get_by_text(line).wait_for()
     assert page.get_by_role("heading", name="1e").is_visible()  # it stays
+    page.evaluate(
+        "text => { const data = new DataTransfer(); data.setData('text', text);"
+        " document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data })); }",
+        (task_folder / "1f.json").read_text(),
+    )
+    page.get_by_role("heading", name="my_task").wait_for()
+    assert page.locator("#pick-trouble").is_hidden()
+
+
+def test_a_task_trained_on_is_said_plainly(open_page):
+    page = open_page()
+    page.get_by_role("heading", name="Task 1a").wait_for()
+    page.route(
+        "**/tasks/1b",
+        lambda route: route.fulfill(json={**route.fetch().json(), "trained_on": True}),
+    )
+    page.keyboard.press("j")
+    page.get_by_text("The student was trained on this task: its answer shows memory").wait_for()
 
 
 def refuse(page, status, line, headers=None):
