@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from student_jax.service.metrics import Metrics
 from student_jax.service.replies import Reply
 
+METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 HEADERS = {
     # Nothing from elsewhere, nothing inline; data: is for the pictures inside style sheets.
@@ -57,9 +58,9 @@ class Gate:
             app = Reply({"detail": refused}, 403) if refused else self.app
             await app(scope, receive, send_on)
         finally:
-            # A route's own pattern, so that made-up addresses make no new series.
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if route != "none" else "any"
+            # Made-up addresses and methods make no new series: a route's own pattern is told.
+            route = getattr(scope.get("route"), "path", "other")
+            method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.requests.labels(route, method, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
