@@ -144,7 +144,8 @@ export class Board {
   }
 
   #draw = (event) => {
-    for (const each of event.getCoalescedEvents()) {
+    const events = event.getCoalescedEvents?.() ?? []; // all that came since the last frame
+    for (const each of events.length > 0 ? events : [event]) {
       const cell = this.#cellAt(each);
       this.pen.paint(line(this.#at, cell));
       this.#at = cell;

@@ -53,8 +53,12 @@ export function drawCurve(figure, curve) {
   legend.append(
     entry("s0", `loss ${loss} nats a cell (left)`),
     entry("s1", `fit ${fit} of the examples’ cells right (right)`),
-    ...(curve.some(falls) ? ["Where the fit falls, a new round begins from other weights; all vote."] : []),
   );
+  if (curve.some(falls)) {
+    const note = document.createElement("li");
+    note.textContent = "Where the fit falls, a new round begins from other weights; all vote.";
+    legend.append(note);
+  }
   figure.replaceChildren(svg, legend);
 }
 

@@ -59,7 +59,8 @@ async function load(id, { edited, keep } = {}) {
 // Shows a task that is not the server's.
 function open(name, value) {
   wanted += 1;
-  put({ name, task: value });
+  const clean = name.replace(/[^\w.-]|^\./g, "_").slice(0, 80); // it names files and a submission's task
+  put({ name: clean || "my_task", task: value });
   saved = null; // so that the address comes to hold it
   written = "";
 }
@@ -73,9 +74,8 @@ function openText(text, name = "my_task") {
 }
 
 async function openFile(chosen) {
-  const name = chosen.name.replace(/\.json$/i, "").replace(/[^\w.-]|^\./g, "_").slice(0, 80);
   if (chosen.size > LARGEST_FILE) tell(`${chosen.name}: expected at most 1 MB, a task has less`);
-  else openText(await chosen.text(), name);
+  else openText(await chosen.text(), chosen.name.replace(/\.json$/i, ""));
 }
 
 async function paste() {

@@ -208,7 +208,7 @@ def test_keyboard_alone_paints_fills_and_resizes(open_page):
     assert body["test"][0]["input"] == [[0, 0, 0], [0, 3, 0], [0, 0, 0]]
     cell = page.locator(f"#{grid.get_attribute('aria-activedescendant')}")
     assert cell.inner_text() == "row 2, column 2: 3 green"
-    assert cell.is_visible()
+    assert cell.evaluate("e => getComputedStyle(e).opacity") == "1"
     body = asked(page, lambda: page.keyboard.press("Shift+ArrowRight"))
     assert body["test"][0]["input"][1] == [0, 3, 3]
     page.keyboard.press("ArrowUp")
