@@ -1,6 +1,6 @@
 // The loss and the fit of a task that is learnt, step by step, as one SVG with two scales.
 
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [480, 200, 44, 44, 12, 34];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [480, 210, 52, 60, 12, 42];
 
 function make(name, attributes = {}, text = "") {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -37,10 +37,10 @@ export function drawCurve(figure, curve) {
       make("path", { class: "axis", d: line }),
       make("text", { x: LEFT - 6, y: down(share) + 4, "text-anchor": "end" }, `${share * most}`),
       make("text", { x: WIDTH - RIGHT + 6, y: down(share) + 4 }, `${100 * share} %`),
-      make("text", { x: across(share * steps), y: HEIGHT - 16, "text-anchor": "middle" }, `${share * steps}`),
+      make("text", { x: across(share * steps), y: HEIGHT - 23, "text-anchor": "middle" }, `${share * steps}`),
     );
   }
-  svg.append(make("text", { x: WIDTH / 2, y: HEIGHT - 2, "text-anchor": "middle" }, "step"));
+  svg.append(make("text", { x: WIDTH / 2, y: HEIGHT - 4, "text-anchor": "middle" }, "step"));
   const drawn = { s0: ([, value]) => Math.min(value / most, 1), s1: ([, , value]) => value };
   for (const [style, share] of Object.entries(drawn)) {
     const points = curve.map((point) => `${across(point[0]).toFixed(1)},${down(share(point)).toFixed(1)}`);
