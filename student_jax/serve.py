@@ -20,9 +20,8 @@ from bridge.arc import MAX_SIDE, open_questions
 from bridge.arc_files import ARC_AGI_1
 from bridge.errors import InputError
 from student_jax.config import Tier
-from student_jax.service.gate import LOOPBACK
 from student_jax.service.library import open_library
-from student_jax.service.limits import Limits
+from student_jax.service.limits import LOOPBACK, Limits
 from student_jax.solve import NANO
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """What is installed: each side without the other's framework, and all that lies in the packages."""
 
+import os
 import re
 import subprocess
 import sys
@@ -124,6 +125,22 @@ def test_containers_install_as_the_makefile_does():
         for name in line.split():
             assert (ROOT / name).exists()
             assert f"!{name}" in let_in
+
+
+def test_a_server_without_its_extra_says_so_in_one_line(tmp_path):
+    for name in ("starlette", "uvicorn"):
+        missing = f"raise ModuleNotFoundError(name='{name}')"
+        (tmp_path / f"{name}.py").write_text(missing)
+    done = subprocess.run(
+        [sys.executable, "-m", "student_jax.serve"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'sage-distill[student,serve]'" in done.stderr
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from student_jax.service.limits import LOOPBACK
 from student_jax.service.metrics import Metrics
 from student_jax.service.replies import Reply
 
 METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 HEADERS = {
     # Nothing from elsewhere, nothing inline; data: is for the pictures inside style sheets.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
