@@ -66,16 +66,8 @@ export class Board {
     if (document.activeElement === this.#box) this.#goTo(this.#at);
   }
 
-  focus() {
-    this.#box.focus({ preventScroll: true });
-  }
-
-  get isFocused() {
-    return document.activeElement === this.#box;
-  }
-
   // What a cell holds, in words.
-  describe(row, col) {
+  #describe(row, col) {
     const { grid, truth, certainty } = this.#drawn;
     const color = grid[row]?.[col];
     const parts = [color === undefined ? "outside" : `${color} ${COLORS[color]}`];
@@ -97,7 +89,7 @@ export class Board {
     this.#box.style.setProperty("--col", col);
     this.#row.setAttribute("aria-rowindex", row + 1);
     this.#cell.setAttribute("aria-colindex", col + 1);
-    this.#cell.textContent = `row ${row + 1}, column ${col + 1}: ${this.describe(row, col)}`;
+    this.#cell.textContent = `row ${row + 1}, column ${col + 1}: ${this.#describe(row, col)}`;
     this.#cell.id = `${this.#name}-${row}-${col}`; // another id, so that it is read out
     this.#box.setAttribute("aria-activedescendant", this.#cell.id);
   }
@@ -162,7 +154,7 @@ export class Board {
   #hover(event) {
     if (event.buttons || event.target !== this.#canvas) return;
     const [row, col] = [event.offsetY, event.offsetX].map((far) => Math.floor(far / this.#size));
-    this.#box.title = this.describe(Math.max(row, 0), Math.max(col, 0));
+    this.#box.title = this.#describe(Math.max(row, 0), Math.max(col, 0));
   }
 }
 

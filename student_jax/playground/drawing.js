@@ -2,7 +2,7 @@
 import { verdict } from "./grid.js";
 
 // bridge.render.PALETTE
-export const PALETTE = [
+const PALETTE = [
   "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00",
   "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
 ];
@@ -29,7 +29,7 @@ export function drawGrid(context, grid, px, { truth, certainty } = {}) {
   }
 }
 
-export function drawCell(context, r, c, px, color, truth) {
+function drawCell(context, r, c, px, color, truth) {
   const [x, y] = [c * px, r * px];
   const line = px > 3 ? 1 : 0;
   context.fillStyle = LINE;

@@ -1,6 +1,6 @@
 // Grids: arrays of rows of colors 0..9. Nothing here changes a grid that it is given.
 
-export const MAX_SIDE = 30;
+const MAX_SIDE = 30;
 export const COLORS = [
   "black", "blue", "red", "green", "yellow", "gray", "magenta", "orange", "light blue", "maroon",
 ];

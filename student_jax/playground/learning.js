@@ -18,7 +18,7 @@ const words = document.getElementById("learnt");
 const figure = panel.querySelector("figure");
 let drawn = null;
 
-export function isLearning() {
+function isLearning() {
   return RUNS.includes(state.learning?.state);
 }
 
