@@ -8,18 +8,21 @@ The weights lie beside the programs, once, and are an argument of each:
     leaves = load_file("stablehlo/weights.safetensors")
     log_probs = program.call(leaves, demonstrations, mask, palette, query)
 
-In the shape descriptions: `B` batch, free in every program, `P` demonstrations, `N` canvas side,
-`C` colors, `T` teacher tokens, `F` teacher feature width.
+In the shape descriptions: `B` batch and `P` demonstrations, free in every program, `N` canvas side,
+`C` colors, `K` task tokens a demonstration, `V` cell classes, `T` teacher tokens, `F` teacher
+feature width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -29,6 +32,8 @@ from bridge.proofs import Proof, Verdict, hold
 from bridge.tree import flatten, unflatten
 from bridge.weights import Array
 from student_jax.batch import NO_COLOR, ROOMS, TOKEN_BUCKET
+from student_jax.config import ModelConfig
+from student_jax.grid_student import GridStudent, TaskTokens
 from student_jax.proofs import batch_of
 from student_jax.solver import Solver, make_predict
 from student_jax.students import needed_to_answer, with_unused
@@ -108,8 +113,8 @@ def lower(solver: Solver, program: Program, leaves: Mapping[str, Array]) -> byte
     Its matrix products are exact f32 on all of them: a GPU's TF32 would miss the tolerance.
     """
     weights_like = {name: shape_of(leaf) for name, leaf in leaves.items()}
-    (batch,) = export.symbolic_shape("batch")
-    inputs = inputs_like(solver, program, batch).values()
+    batch, pairs = export.symbolic_shape("batch, demonstrations")
+    inputs = inputs_like(solver, program, batch, pairs).values()
     with jax.default_matmul_precision("highest"):
         function = jax.jit(make_answer(solver))
         return bytes(
@@ -119,23 +124,61 @@ def lower(solver: Solver, program: Program, leaves: Mapping[str, Array]) -> byte
 
 def make_answer(solver: Solver) -> Any:
     """Returns (weights by name, *inputs) -> log-probabilities f32[B, N, N, V]; nothing is state."""
-    config = replace(solver.config.model, compute="float32")
-    predict = make_predict(config, solver.feature_width)
-    names = ("features", "mask") if config.reads_features else tuple(_grid_shapes(1, 8, 4))
-
-    def answer_one(leaves: Mapping[str, Any], inputs: Mapping[str, Any]) -> jax.Array:
-        batch = batch_of({name: array[None] for name, array in inputs.items()}, config.answer_side)
-        own = unflatten(leaves)
-        scaling = replace(solver.scaling, **own.pop("scaling", {}))
-        return predict(with_unused(own, solver.params), scaling, batch)[0]
+    one = _features_answer(solver) if solver.config.model.reads_features else _grids_answer(solver)
 
     def answer(leaves: Mapping[str, Any], *inputs: Any) -> jax.Array:
         # One question at a time, mapped over the batch: networks ask how many there are, and a
         # free size is no number.
-        named = dict(zip(names, inputs, strict=True))
-        return jax.vmap(answer_one, in_axes=(None, 0))(leaves, named)
+        return jax.vmap(partial(one, unflatten(leaves)))(*inputs)
 
     return answer
+
+
+def _features_answer(solver: Solver) -> Any:
+    """Returns (weights, f32[T, F], bool[T]) -> log-probabilities f32[N, N, V]."""
+    config = replace(solver.config.model, compute="float32")
+    predict = make_predict(config, solver.feature_width)
+
+    def answer(own: Mapping[str, Any], features: Any, mask: Any) -> jax.Array:
+        batch = batch_of({"features": features[None], "mask": mask[None]}, config.answer_side)
+        params = {name: part for name, part in own.items() if name != "scaling"}
+        scaling = replace(solver.scaling, **own.get("scaling", {}))
+        return predict(with_unused(params, solver.params), scaling, batch)[0]
+
+    return answer
+
+
+def _grids_answer(solver: Solver) -> Any:
+    """Returns (weights, u8[P, 2, N, N], bool[P], u8[C], u8[N, N]) -> log-probabilities."""
+    config = replace(solver.config.model, compute="float32")
+    model = GridStudent(config, solver.feature_width)
+
+    def answer(own: Any, demonstrations: Any, mask: Any, palette: Any, query: Any) -> jax.Array:
+        variables = {"params": with_unused(own, solver.params)}
+
+        def read(demonstration: Any) -> TaskTokens:
+            drawn = demonstration[None, None], np.ones((1, 1), bool), palette[None]
+            task: Any = model.apply(variables, *drawn, method="encode_task")[0]
+            return task
+
+        task = _joined(jax.vmap(read)(demonstrations), mask, config)
+        said: Any = model.apply(variables, task, query[None], method="answer")
+        return jax.nn.log_softmax(said[0][0])
+
+    return answer
+
+
+def _joined(each: TaskTokens, mask: Any, config: ModelConfig) -> TaskTokens:
+    """Makes P tasks of a demonstration each, on a leading axis, one task of P demonstrations."""
+    count = config.tokens_per_pair
+    tokens, colors = each.tokens[:, 0], each.colors[:, 0]  # [P, K, C, D], [P, 1, C]
+    flat = lambda x: x.reshape(1, -1, *x.shape[2:])  # noqa: E731
+    joined = [flat(tokens[:, :count])], [flat(colors[:, :1])], [mask[None]]
+    if config.table:  # what it adds is the same in each
+        rest = tokens[:1, count:], colors[:1, 1:], np.ones((1, 1), bool)
+        joined = tuple([*own, more] for own, more in zip(joined, rest, strict=True))
+    tokens, colors, mask = (jnp.concatenate(parts, 1) for parts in joined)
+    return TaskTokens(tokens=tokens, colors=colors, mask=mask, palette=each.palette[0])
 
 
 def used_leaves(solver: Solver) -> dict[str, Array]:
@@ -148,16 +191,19 @@ def used_leaves(solver: Solver) -> dict[str, Array]:
     return leaves
 
 
-def inputs_like(solver: Solver, program: Program, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a program's inputs, in order; `batch` is a number or a symbol."""
+def inputs_like(
+    solver: Solver, program: Program, batch: Any, pairs: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a program's inputs, in order; batch and pairs: numbers, or symbols."""
+    size, shapes = program.size, {}
     if program.colors:
-        pairs = solver.config.data.max_demonstrations
-        shapes = _grid_shapes(pairs, program.size, program.colors)
+        shapes["demonstrations"] = ((pairs, 2, size, size), np.uint8)
+        shapes["mask"] = ((pairs,), np.bool_)
+        shapes["palette"] = ((program.colors,), np.uint8)
+        shapes["query"] = ((size, size), np.uint8)
     else:
-        shapes = {
-            "features": ((program.size, solver.feature_width), np.float32),
-            "mask": ((program.size,), np.bool_),
-        }
+        shapes["features"] = ((size, solver.feature_width), np.float32)
+        shapes["mask"] = ((size,), np.bool_)
     return {
         name: jax.ShapeDtypeStruct((batch, *shape), dtype)
         for name, (shape, dtype) in shapes.items()
@@ -176,11 +222,13 @@ def fitting(solver: Solver, proofs: Sequence[Proof], program: Program) -> list[P
         proofs = [proof for proof in proofs if proof.inputs["palette"].shape[1] == room]
     else:
         proofs = [proof for proof in proofs if proof.inputs["mask"].shape[1] <= program.size]
-    return [padded(proof, inputs_like(solver, program, len(proof.log_probs))) for proof in proofs]
+    return [
+        padded(proof, inputs_like(solver, program, *proof.inputs["mask"].shape)) for proof in proofs
+    ]
 
 
 def padded(proof: Proof, like: Mapping[str, jax.ShapeDtypeStruct]) -> Proof:
-    """Pads a proof's inputs to these shapes: with empty places, masked tokens, unused slots."""
+    """Pads a proof's inputs to these shapes: with masked tokens, unused slots."""
     inputs: dict[str, Array] = {}
     for name, wanted in like.items():
         array = proof.inputs[name]
@@ -193,12 +241,3 @@ def padded(proof: Proof, like: Mapping[str, jax.ShapeDtypeStruct]) -> Proof:
 def shape_of(leaf: Array) -> jax.ShapeDtypeStruct:
     """Returns an array without its content."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _grid_shapes(pairs: int, side: int, colors: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    return {
-        "demonstrations": ((pairs, 2, side, side), np.uint8),
-        "mask": ((pairs,), np.bool_),
-        "palette": ((colors,), np.uint8),
-        "query": ((side, side), np.uint8),
-    }
