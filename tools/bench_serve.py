@@ -70,7 +70,7 @@ class BenchServeConfig:
     """a run, or a released student's folder"""
     concurrency: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     """connections, each with one request at a time"""
-    seconds: float = 8.0
+    seconds: int = 8
     """of each level"""
     requests: int = 100_000
     """over which memory is watched; 0 for none"""
@@ -131,10 +131,10 @@ def write_script(folder: Path, name: str, side: int) -> Path:
     return path
 
 
-def load(client: Client, script: Path, connections: int, seconds: float) -> dict[str, Any]:
+def load(client: Client, script: Path, connections: int, seconds: int) -> dict[str, Any]:
     """Keeps so many connections busy; returns counts and latencies."""
     before = read_metrics(client)
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "60s"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s"]
     done = subprocess.run(
         [*command, "-s", str(script), client.url], capture_output=True, text=True, check=True
     )
@@ -159,7 +159,7 @@ def read_metrics(client: Client) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def load_while_learning(client: Client, script: Path, seconds: float) -> dict[str, Any]:
+def load_while_learning(client: Client, script: Path, seconds: int) -> dict[str, Any]:
     """Returns what eight connections get while a task is learnt, and how fast it is learnt."""
     task = load_tasks(ARC_AGI_1[0])["3c9b0459"]
     learning = client.adapt(task, seconds=6 * seconds + 120, steps=20_000)
@@ -188,7 +188,7 @@ def compare_batching(config: BenchServeConfig, scripts: Mapping[str, Path]) -> l
         with server(config, *more) as client:
             for name, script in scripts.items():
                 for connections in (1, 16):  # compiles
-                    load(client, script, connections, config.seconds / 2)
+                    load(client, script, connections, max(1, config.seconds // 2))
                 for connections in (1, 16):
                     got = load(client, script, connections, config.seconds)
                     found.append({"way": way, "workload": name, **got})
@@ -197,6 +197,7 @@ def compare_batching(config: BenchServeConfig, scripts: Mapping[str, Path]) -> l
 
 def watch_memory(client: Client, script: Path, config: BenchServeConfig) -> list[dict[str, float]]:
     """Returns the resident memory by requests answered."""
+    load(client, script, 16, config.seconds)  # compiles
     points: list[dict[str, float]] = []
     total = 0
     while total < config.requests:
