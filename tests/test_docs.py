@@ -218,6 +218,7 @@ ELSEWHERE = {
     "gs://": "a bucket",
     "nvidia/GR00T": "the released weights",
     "full": "full size",
+    "runs/features": "what the released weights saw",
     "small": "a GPU, or an hour",
     "nano.yaml": "an hour",
     "/shared": "many machines",
