@@ -25,11 +25,12 @@ from student_jax.config import DataConfig
 class OnnxEngine(Answerer):
     """A grid student in ONNX Runtime; answers are `Engine`'s in float32, near-ties aside."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, patient: bool = False) -> None:
         """Loads an export.
 
         Args:
             folder: that `python -m student_jax.export --format onnx` wrote.
+            patient: see `bridge.onnx_student.open_session`.
 
         Raises:
             InputError: if it holds no ONNX of a grid student, or another than its manifest tells.
@@ -43,7 +44,7 @@ class OnnxEngine(Answerer):
         manifest.verify(folder, "onnx")
         data = json.loads((folder / "config.json").read_text())["data"]
         super().__init__(configs.from_dict(DataConfig, data).max_demonstrations)
-        self.student = OnnxStudent(folder)
+        self.student = OnnxStudent(folder, patient=patient)
 
     def warm_up(self, shape: Shape) -> None:
         """Has nothing to compile."""
