@@ -24,7 +24,7 @@ class Limits:
     """that a request may take, its body's way here apart; then 504"""
     body_seconds: float = 10.0
     """that a body may take to arrive; then 408"""
-    connections: int = 512
+    connections: int = 1024
     """open at once; then 503"""
     jobs_waiting: int = 8
     """adaptations in the queue; then 429"""
