@@ -1,6 +1,7 @@
 """A run of 40 steps, whole and half-way, for the tests that harm one; runs alike trace once."""
 
 import gc
+import shutil
 from dataclasses import replace
 from functools import lru_cache
 
@@ -78,3 +79,18 @@ def half(task_folder, store_path, tmp_path_factory):
             train(config)
     assert complete_steps(out) == [10, FIRST]
     return out
+
+
+@pytest.fixture(scope="module")  # while it is open, nothing else in this thread can use asyncio
+def browser():
+    """Debian's Chromium, as .ci/run installs it."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium: pages were not looked at; apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = driver.chromium.launch(executable_path=chromium, args=options)
+        yield browser
+        browser.close()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -18,7 +17,6 @@ from bridge.render import PALETTE
 from bridge.submission import check_complete, read_submission
 from tests.conftest import ROOT
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 FOLDER = ROOT / "student_jax" / "playground"
 PHONE = {"width": 360, "height": 740}
 
@@ -48,19 +46,6 @@ def address(task_folder, tasks, tmp_path_factory):
     yield server.stdout.readline().split()[3].rstrip(";")
     server.kill()
     server.communicate()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium: the playground was not used; apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 import xml.etree.ElementTree as ElementTree
 
@@ -21,7 +20,6 @@ from student_jax.report_curves import Axis
 from student_jax.report_page import make_page
 from student_jax.report_pictures import MARK_PX, OUT, diff, make_sheet, write_png, write_svg
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 PHONE = {"width": 375, "height": 667}
 
 
@@ -245,19 +243,6 @@ def test_command_writes_page_and_sheets_and_prints(task_folder, tmp_path, capsys
     for word in ("1b ─", "expected", "attempt 2", OUTCOMES["second"], "pass@2"):
         assert word in text
     assert "1a ─" not in text  # trained on
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium: the page was not looked at; apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
