@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from student_jax.service.host import Host
     from student_jax.service.library import Library
     from student_jax.solver import Solver
-
-# Canvas cells times colors in one call: beyond that a CPU gains nothing, see docs/serving.md.
-CPU_CELLS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +55,9 @@ class ServeConfig:
     warm: int = 6
     """shapes of questions that are compiled before the first request, the commonest of the
     tasks; others compile when they come"""
-    batch: int = 8
-    """questions of one shape in one call, at most, a power of two; on a CPU small ones only"""
+    batch: int | None = None
+    """questions of one shape in one call, at most, a power of two; by default 1 on a CPU, which
+    gains nothing by more, and else 8"""
     batch_wait_ms: float = 0.0
     """that a question may wait for others of its shape; those that come during a call share the
     next one anyway"""
@@ -69,7 +67,7 @@ class ServeConfig:
         """Checks the ranges."""
         if not 0 <= self.port < 65536:
             raise ValueError(f"port: expected 0 to 65535, got {self.port}")
-        if self.batch < 1 or self.batch & (self.batch - 1):
+        if self.batch is not None and (self.batch < 1 or self.batch & (self.batch - 1)):
             raise ValueError(f"batch: expected a power of two, got {self.batch}")
         if not self.batch_wait_ms >= 0 or self.warm < 0:
             raise ValueError("batch_wait_ms, warm: expected at least 0")
@@ -156,8 +154,10 @@ def make_host(config: ServeConfig) -> Host:
         InputError: if there is no such student, or it needs its teacher.
     """
     library = open_library(config.source, config.compare)
+    import jax  # it takes a second; bad input should not
+
     from student_jax.cores import keep_memory
-    from student_jax.engine import keep_programs  # jax takes a second; bad input should not
+    from student_jax.engine import keep_programs
     from student_jax.service.batcher import Batcher
     from student_jax.service.host import Host
     from student_jax.service.jobs import Jobs
@@ -172,8 +172,8 @@ def make_host(config: ServeConfig) -> Host:
     shapes = commonest(answerer, library, config.warm)
     for shape in shapes:
         answerer.warm_up(shape)
-    at_once = limit_calls(config.batch)
-    threading.Thread(target=warm_up, args=(answerer, shapes, at_once), daemon=True).start()
+    batch = config.batch or (1 if jax.default_backend() == "cpu" else 8)
+    threading.Thread(target=warm_up, args=(answerer, shapes, batch), daemon=True).start()
     metrics = Metrics()
     return Host(
         about=describe(config, solver),
@@ -181,7 +181,7 @@ def make_host(config: ServeConfig) -> Host:
         batcher=Batcher(
             answerer,
             config.limits.waiting,
-            at_once,
+            batch,
             config.batch_wait_ms / 1e3,
             metrics.batch_size.observe,
         ),
@@ -233,23 +233,10 @@ def commonest(answerer: Answerer, library: Library, count: int) -> list[Shape]:
     return [shape for shape, _ in shapes.most_common(count)]
 
 
-def limit_calls(batch: int) -> Callable[[Shape], int]:
-    """Returns how many questions of a shape are best answered in one call, a power of two."""
-    import jax
-
-    most = CPU_CELLS if jax.default_backend() == "cpu" else None
-
-    def at_once(shape: Shape) -> int:
-        cells = shape.views * shape.bucket.size**2 * shape.bucket.colors
-        return batch if most is None else min(batch, 1 << (max(1, most // cells).bit_length() - 1))
-
-    return at_once
-
-
-def warm_up(answerer: Answerer, shapes: Sequence[Shape], at_once: Callable[[Shape], int]) -> None:
+def warm_up(answerer: Answerer, shapes: Sequence[Shape], most: int) -> None:
     """Makes ready for calls with several questions of these shapes."""
     for shape in shapes:
-        for exponent in range(1, at_once(shape).bit_length()):
+        for exponent in range(1, most.bit_length()):
             answerer.warm_up(shape._replace(questions=1 << exponent))
 
 

@@ -180,9 +180,8 @@ def compare_batching(config: BenchServeConfig, scripts: Mapping[str, Path]) -> l
     found = []
     ways: dict[str, Sequence[str]] = {
         "one by one": ("--batch", "1"),
-        "what waits anyway": (),
-        "waits 2 ms": ("--batch_wait_ms", "2"),
-        "waits 10 ms": ("--batch_wait_ms", "10"),
+        "what waits anyway": ("--batch", "4"),
+        "waits 2 ms": ("--batch", "4", "--batch_wait_ms", "2"),
     }
     for way, more in ways.items():
         with server(config, *more) as client:

@@ -52,7 +52,7 @@ class Batcher:
         self,
         answerer: Answerer,
         most_waiting: int,
-        at_once: Callable[[Shape], int],
+        most_at_once: int = 1,
         wait_seconds: float = 0.0,
         watch: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -61,12 +61,12 @@ class Batcher:
         Args:
             answerer: what answers.
             most_waiting: questions in the queue.
-            at_once: questions of a shape in one call, at most.
+            most_at_once: questions in one call.
             wait_seconds: that the oldest question may wait for others of its shape.
             watch: is told the number of questions of every call, in the thread that makes it.
         """
         self.answerer = answerer
-        self._most_waiting, self._at_once = most_waiting, at_once
+        self._most_waiting, self._most_at_once = most_waiting, most_at_once
         self._wait_seconds, self._watch = wait_seconds, watch
         self._waiting: deque[Waiting] = deque()
         self._in_hand = 0
@@ -123,7 +123,7 @@ class Batcher:
                     return []
                 self._changed.wait()
             first = self._waiting[0]
-            due, most = first.arrived + self._wait_seconds, self._at_once(first.shape)
+            due, most = first.arrived + self._wait_seconds, self._most_at_once
             while len(batch := self._like(first)) < most and not self._closed:
                 left = due - time.perf_counter()
                 if left <= 0:

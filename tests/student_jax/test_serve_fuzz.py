@@ -52,7 +52,7 @@ def echo(wanted, watch, stop):
 def app(task_folder):
     limits = Limits(jobs_waiting=1000)
     library = open_library([str(task_folder)], [])
-    batcher, jobs = Batcher(Echo(), 64, lambda _: 4), Jobs(echo, limits)
+    batcher, jobs = Batcher(Echo(), 64, 4), Jobs(echo, limits)
     about = {
         "student": "echo",
         "parameters": 0,

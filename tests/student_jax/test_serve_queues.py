@@ -12,7 +12,6 @@ from bridge.arc import open_questions
 from bridge.canvas import Attempts
 from bridge.errors import InputError
 from student_jax.course import Seen
-from student_jax.serve import limit_calls
 from student_jax.service.app import make_app
 from student_jax.service.batcher import Batcher, FullError
 from student_jax.service.host import Host
@@ -64,7 +63,7 @@ def wait_for(condition):
 
 
 def test_what_waits_together_and_is_alike_shares_a_call(answerer, question):
-    batcher = Batcher(answerer, 16, lambda _: 4)
+    batcher = Batcher(answerer, 16, 4)
     first = batcher.ask([question], 1)
     wait_for(lambda: answerer.calls == [1])
     small = with_query(question, [[1]])
@@ -83,7 +82,7 @@ def test_what_waits_together_and_is_alike_shares_a_call(answerer, question):
 
 def test_the_oldest_waits_for_others_no_longer_than_it_may(answerer, question):
     answerer.go.set()
-    batcher = Batcher(answerer, 16, lambda _: 2, wait_seconds=SECONDS)
+    batcher = Batcher(answerer, 16, 2, wait_seconds=SECONDS)
     started = time.monotonic()
     for _ in range(2):
         futures = batcher.ask([question], 1)
@@ -91,14 +90,14 @@ def test_the_oldest_waits_for_others_no_longer_than_it_may(answerer, question):
     assert time.monotonic() - started < SECONDS / 2  # a full batch waits no more
     batcher.close()
     assert answerer.calls == [2]
-    batcher = Batcher(answerer, 16, lambda _: 2, wait_seconds=0.05)
+    batcher = Batcher(answerer, 16, 2, wait_seconds=0.05)
     answered = batcher.ask([question], 1)[0].result(SECONDS)
     batcher.close()
     assert answered.began - answered.arrived >= 0.05
 
 
 def test_a_full_queue_takes_all_or_none_and_what_is_given_up_makes_room(answerer, question):
-    batcher = Batcher(answerer, 3, lambda _: 1)
+    batcher = Batcher(answerer, 3, 1)
     batcher.ask([question], 1)
     wait_for(lambda: answerer.calls)
     futures = batcher.ask([question] * 2, 1)
@@ -114,21 +113,12 @@ def test_a_full_queue_takes_all_or_none_and_what_is_given_up_makes_room(answerer
 
 def test_a_fault_is_told_and_the_next_question_answered(answerer, question):
     answerer.go.set()
-    batcher = Batcher(answerer, 3, lambda _: 1)
+    batcher = Batcher(answerer, 3, 1)
     (broken,) = batcher.ask([with_query(question, [[9]])], 1)
     with pytest.raises(RuntimeError, match="broken"):
         broken.result(SECONDS)
     assert batcher.ask([question], 1)[0].result(SECONDS)
     batcher.close()
-
-
-def test_only_small_questions_share_a_call_on_a_cpu():
-    from student_jax.answerer import Shape
-    from student_jax.data import Bucket
-
-    at_once = limit_calls(8)
-    sizes = {(8, 4): 4, (8, 10): 1, (12, 4): 1, (32, 10): 1}
-    assert {(n, c): at_once(Shape(Bucket(n, c), 3, 1)) for n, c in sizes} == sizes
 
 
 def wanted(task, seconds=60.0):
@@ -209,7 +199,7 @@ def test_full_queues_and_late_answers_by_http(answerer, task):
     host = Host(
         about={},
         trained_on=frozenset(),
-        batcher=Batcher(answerer, limits.waiting, lambda _: 1),
+        batcher=Batcher(answerer, limits.waiting, 1),
         jobs=Jobs(learn_until_stopped, limits),
         library=Library({}, {}),
         limits=limits,
