@@ -81,6 +81,9 @@ class BenchLatencyConfig:
     """the original's length; 0 leaves the feature student out"""
     onnx: bool = True
     """needs the export extra; on a GPU, onnxruntime-gpu"""
+    patient: bool = False
+    """others want the same cores: ONNX Runtime's threads give way; for PyTorch's set
+    OMP_WAIT_POLICY=passive, or they wait a hundred times as long as they compute"""
     folder: Path = Path("runs/bench_latency")
     """the student is exported to it; ONNX of `full` takes minutes to write, and is used again"""
     curves: bool = True
@@ -151,6 +154,7 @@ def begin(config: BenchLatencyConfig, about: dict[str, Any]) -> dict[str, Any]:
         InputError: if that is of another student or machine.
     """
     under = conditions("jax", "flax", "torch", "transformers", "onnxruntime")
+    under["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY")
     if config.add and config.out and config.out.exists():
         result = json.loads(config.out.read_text())
         for name, value in about.items():
@@ -255,7 +259,9 @@ def measure_case(
             sides[f"JAX: network, {views} views"] = vote
     sides |= torch_sides(solver, engine, text, device)
     if has_onnx(config):
-        sides |= onnx_sides(config.folder, engine, solver.config.model, text)
+        sides |= onnx_sides(
+            config.folder, engine, solver.config.model, text, patient=config.patient
+        )
     if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
         sides |= teacher_sides(policy, question_of(text), device)
     shape = engine.shape(question_of(text))

@@ -123,9 +123,11 @@ def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[
     }
 
 
-def onnx_sides(folder: Path, engine: Engine, model: ModelConfig, text: str) -> dict[str, Contender]:
+def onnx_sides(
+    folder: Path, engine: Engine, model: ModelConfig, text: str, *, patient: bool
+) -> dict[str, Contender]:
     """The same weights in ONNX Runtime."""
-    other = OnnxEngine(folder)
+    other = OnnxEngine(folder, patient=patient)
     question = question_of(text)
     said, theirs = (np.asarray(each.prepare(question).run()) for each in (engine, other))
     check_same(said, theirs, "ONNX Runtime", engine.compute)
