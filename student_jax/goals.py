@@ -88,15 +88,14 @@ def goals(
 
     Args:
         parameters: of the student, where its predictions tell them.
-        latency: see `read_latency`; the last case, the dearest, counts. None: not measured.
+        latency: see `read_latency` and `judged`. None: not measured.
         retained: of the student's score against the teacher's, if both are scored.
     """
     latency = latency or {"cases": {}, "device": ""}
-    timings = [case["timings"] for case in latency["cases"].values()]
-    teacher = next((each[WHOLE] for each in timings if WHOLE in each), None)
+    timings = latency["cases"][judged(latency)]["timings"] if latency["cases"] else {}
     return [
         _parameters(parameters, (latency.get("teacher") or {}).get("released_parameters")),
-        *_times(teacher, timings[-1][ANSWER] if timings else None, latency["device"]),
+        *_times(timings.get(WHOLE), timings.get(ANSWER), latency["device"]),
         _accuracy(retained),
         _memory(latency),
     ]
@@ -106,8 +105,18 @@ def goals_title(name: str, latency: dict[str, Any] | None) -> str:
     """Says whose goals, and where they were measured."""
     if latency is None:
         return f"goals: {name}"
-    case = list(latency["cases"])[-1]
-    return f"goals: {name}, on {latency['device']}, {latency['date']}, task {case}"
+    where = f"{latency['device']}, {latency['date']}, task {judged(latency)}"
+    return f"goals: {name}, on {where}"
+
+
+def judged(latency: dict[str, Any]) -> str:
+    """Names the case that counts: the last, the dearest, that the teacher answered in the same run.
+
+    Times of different runs say nothing of each other. Without a teacher, the last of all.
+    """
+    cases = latency["cases"]
+    beside = [name for name, case in cases.items() if WHOLE in case["timings"]]
+    return (beside or list(cases))[-1]
 
 
 def make_goals_table(title: str, rows: list[Goal]) -> Table:

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from bridge.errors import InputError
-from student_jax.goals import goals, make_goals_table, read_latency, whose_goals
+from student_jax.goals import goals, goals_title, make_goals_table, read_latency, whose_goals
 from student_jax.paired import Retention
 
 TIMES = {
@@ -44,6 +44,17 @@ def test_goals_are_met_missed_or_not_measured():
     alone = {"JAX: JSON to grid": TIMES["JAX: JSON to grid"]}
     nobody = measured(timings=alone, teacher=None)
     assert verdicts(nobody) == [None] * 5
+
+
+def test_only_times_of_one_run_are_compared():
+    """The dearer case was timed without the teacher: its time is not held against another run's."""
+    latency = measured()
+    alone = {"JAX: JSON to grid": {"p50": 900.0, "p99": 999.0}}
+    latency["cases"]["32x10x3"] = {"timings": alone, "device_bytes": 350_000_000}
+    table = {row.what: row for row in goals(1000, latency, None)}
+    assert table["latency, median"].student == "30.0 ms (100x faster)"
+    assert table["memory"].student == "350 MB (planned)"
+    assert goals_title("a", latency).endswith("task 8x4x3")
 
 
 def test_table_says_what_was_not_measured():
