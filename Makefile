@@ -14,9 +14,10 @@ TORCH_INDEX   ?= https://download.pytorch.org/whl/cpu
 quickstart: $(VENV)/.installed
 	$(BIN)/python tools/quickstart.py --out $(RUN)
 
-# Two at a time; a file's tests stay together, since they share what they compiled.
+# Two at a time; a file's tests stay together, since they share what they compiled. Files with few
+# tests, which take the longest, would otherwise come last, when one worker is idle.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
