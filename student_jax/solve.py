@@ -22,7 +22,7 @@ from bridge.errors import InputError
 from bridge.predictions import write_predictions
 from bridge.render import PALETTE
 from bridge.weights import is_release
-from student_jax.config import AdaptConfig
+from student_jax.config import AdaptConfig, Tier
 
 if TYPE_CHECKING:
     from student_jax.adapter import Adapted
@@ -70,10 +70,9 @@ class Asked:
 class SolveConfig(Asked):
     """What to solve with which student."""
 
-    adapt: Literal["tokens", "weights", "joint"] | None = None
+    adapt: Tier | None = None
     """learn the demonstrations first: the task tokens alone, or all weights, per task, or for all
-    tasks together;
-    python -m student_jax.adapt has all settings"""
+    tasks together; python -m student_jax.adapt has all settings"""
     steps: int = 2000
     """adapt: at most, for each task"""
     seconds: float = 60.0
