@@ -6,8 +6,9 @@
 Every row is trained on the same tasks for as many steps and scored on the same held-out tasks, once
 a seed: zero-shot and with adapted weights, in one view and in a vote. Held-out tasks are carved
 from the training set; evaluation tasks are never looked at. The rows of the second group see a
-teacher: the one without it and the one with a random-weights teacher are its controls. A run that
-was stopped goes on where it stood.
+teacher: the one without it and the one with a random-weights teacher are its controls. Rows that
+`--out` holds already, of the same budget, are kept: a run that was stopped goes on where it stood,
+and more seeds or variants join those that are there.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     STORES["random"]: SEEN,
 }
 TIERS = ("zero-shot", "adapted weights")
+BUDGET = ("base", "max_side", "train_steps", "adapt_steps", "views")  # alike in all rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,8 @@ class AblateConfig:
     variants: tuple[str, ...] = tuple(VARIANTS)
     runs: Path = Path("runs/ablation")
     """folder for the runs and the teachers' features"""
-    out: Path | None = None
-    """JSON file for the numbers"""
+    out: Path = Path("runs/ablation/rows.json")
+    """JSON file for the numbers; what it holds of other variants and seeds is kept"""
 
     def __post_init__(self) -> None:
         """Checks the names."""
@@ -83,13 +85,13 @@ def main(config: AblateConfig) -> None:
     """Train and score every variant with every seed."""
     use_every_core()
     under = conditions("jax", "flax", "optax")
-    rows = []
+    rows = kept(config)
     for seed in config.seeds:
         for name in config.variants:
-            rows += remember(config, name, seed)
-            show(config, rows)
-            if config.out:
+            if not any((row["variant"], row["seed"]) == (name, seed) for row in rows):
+                rows += [{**row, "date": under["date"]} for row in measure(config, name, seed)]
                 write_text(config.out, json.dumps(result_of(config, under, rows), indent=1) + "\n")
+    show(config, rows)
 
 
 def result_of(
@@ -110,15 +112,23 @@ def result_of(
     }
 
 
-def remember(config: AblateConfig, name: str, seed: int) -> list[dict[str, Any]]:
-    """Returns a variant's rows, which are kept in its run's folder, measuring them if need be."""
-    budget = [config.train_steps, config.adapt_steps, config.max_side, config.views]
-    kept = settings_of(config, name, seed).out / "rows.json"
-    if kept.is_file() and (found := json.loads(kept.read_text()))["budget"] == budget:
-        return found["rows"]
-    rows = measure(config, name, seed)
-    write_text(kept, json.dumps({"budget": budget, "rows": rows}) + "\n")
-    return rows
+def kept(config: AblateConfig) -> list[dict[str, Any]]:
+    """Returns the rows that the file holds.
+
+    Raises:
+        InputError: if they are of another budget, and so no row of the same table.
+    """
+    if not config.out.is_file():
+        return []
+    found = json.loads(config.out.read_text())
+    wanted = configs.to_dict(config)
+    for name in BUDGET:
+        if found["config"][name] != wanted[name]:
+            raise InputError(
+                f"--out {config.out}: expected rows of {name} {wanted[name]}, "
+                f"got {found['config'][name]}; give another file"
+            )
+    return found["rows"]
 
 
 def settings_of(config: AblateConfig, name: str, seed: int) -> TrainConfig:

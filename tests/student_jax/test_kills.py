@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from student_jax.solver import load_solver
-from tests.conftest import ROOT, metric_lines, train_dict
+from tests.conftest import ROOT, metric_lines, train_dict, virtual_devices
 from tests.student_jax.runs import (
     HARMED,
     command_line,
@@ -36,7 +36,7 @@ EVERYTHING = {  # that a start has to take up where it was
 def start():
     """Starts commands with two devices; leaves none behind."""
     started = []
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, "XLA_FLAGS": virtual_devices(2)}
 
     def make(command, errors):
         with errors.open("a") as file:

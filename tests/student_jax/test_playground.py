@@ -15,7 +15,7 @@ from bridge.canvas import Attempts
 from bridge.predictions import write_predictions
 from bridge.render import PALETTE
 from bridge.submission import check_complete, read_submission
-from tests.conftest import ROOT
+from tests.conftest import ROOT, virtual_devices
 
 FOLDER = ROOT / "student_jax" / "playground"
 PHONE = {"width": 360, "height": 740}
@@ -41,7 +41,7 @@ def address(task_folder, tasks, tmp_path_factory):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},  # one device, as outside of tests
+        env={**os.environ, "XLA_FLAGS": virtual_devices(1)},  # as outside of tests
     )
     yield server.stdout.readline().split()[3].rstrip(";")
     server.kill()

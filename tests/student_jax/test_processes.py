@@ -17,7 +17,7 @@ from bridge.errors import InputError
 from student_jax import processes
 from student_jax.checkpoints import Checkpoints
 from student_jax.train import check_divides
-from tests.conftest import ROOT, metric_lines, train_dict
+from tests.conftest import ROOT, metric_lines, train_dict, virtual_devices
 
 TOTAL, EVERY, LOG = 80, 40, 5  # steps: all, between checkpoints, between log lines
 PATIENCE = 120  # seconds, for whatever a busy machine does in a few
@@ -26,7 +26,7 @@ PATIENCE = 120  # seconds, for whatever a busy machine does in a few
 def environment(devices, **more):
     return {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": virtual_devices(devices),
         **more,
     }
 

@@ -13,7 +13,7 @@ import pytest
 from bridge.arc import Task
 from bridge.arc_files import load_tasks
 from student_jax.client import Client, RefusedError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, virtual_devices
 
 SECONDS = 120
 
@@ -31,7 +31,7 @@ def start():
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "XLA_FLAGS": ""},  # one device, as outside of tests
+            env={**os.environ, "XLA_FLAGS": virtual_devices(1)},  # as outside of tests
         )
         servers.append(server)
         line = server.stdout.readline()
