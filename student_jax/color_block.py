@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from student_jax.normalize import softmax
 from student_jax.trunk import PreNorm
 
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
@@ -132,7 +133,7 @@ class ColorBlock(PreNorm):
         scores = scores / math.sqrt(key_width)
         if where.mask is not None:
             scores = jnp.where(where.mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores).astype(mean.dtype)
+        weights = softmax(scores).astype(mean.dtype)
         value = self.dense((heads, width // heads), "value", x.colors)  # [B, T, C, H, D / H]
         value = value.transpose(0, 3, 1, 2, 4).reshape(batch, heads, tokens, -1)
         read = (weights @ value).reshape(batch, heads, tokens, colors, -1)

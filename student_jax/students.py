@@ -16,6 +16,7 @@ from bridge.canvas import NUM_CLASSES
 from student_jax.batch import Batch, StudentOutput, check_features
 from student_jax.config import ModelConfig
 from student_jax.grid_student import GridStudent
+from student_jax.normalize import LayerNorm
 from student_jax.original import OriginalStudent
 from student_jax.trunk import Block, Projector, Trunk, keep_bias
 
@@ -37,7 +38,7 @@ class FeatureStudent(nn.Module):
         num_tokens = batch.teacher.shape[1]
         dtype = jnp.dtype(config.compute)
         stem = nn.Dense(config.width, dtype=dtype, promote_dtype=keep_bias, name="stem")
-        x = nn.LayerNorm(dtype=dtype, name="stem_norm")(stem(batch.teacher))
+        x = LayerNorm(dtype, name="stem_norm")(stem(batch.teacher))
         x = nn.gelu(x, approximate=False)
         positions = self.param(
             "positions", nn.initializers.normal(0.02), (config.max_tokens, config.width)

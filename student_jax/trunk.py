@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from student_jax.config import ModelConfig
+from student_jax.normalize import LayerNorm
 from student_jax.terms import orthogonal
 
 # A state is an array, or several: these begin the names of the weights that belong to each alone.
@@ -112,7 +113,7 @@ class PreNorm(nn.Module):
 
     def _norm(self, name: str, x: Any) -> Any:
         dtype = jnp.dtype(self.config.compute)
-        return each_part(x, lambda prefix, y: nn.LayerNorm(dtype=dtype, name=prefix + name)(y))
+        return each_part(x, lambda prefix, y: LayerNorm(dtype, name=prefix + name)(y))
 
     def _add(self, x: Any, change: Any, train: bool) -> Any:
         drop = nn.Dropout(self.config.dropout, deterministic=not train)
@@ -164,7 +165,7 @@ class Trunk(nn.Module):
             x = jax.tree.map(lambda y, by: (y + by).astype(dtype), x, which)
             for block in blocks:
                 x = block(x, where, train)
-        return each_part(x, lambda prefix, y: nn.LayerNorm(dtype=dtype, name=f"{prefix}norm")(y))
+        return each_part(x, lambda prefix, y: LayerNorm(dtype, name=f"{prefix}norm")(y))
 
     def _rounds(self, prefix: str, x: jax.Array) -> jax.Array:
         """The embeddings of the rounds, with the state's number of axes: [loops, 1.., D]."""
