@@ -1,16 +1,15 @@
-"""What a CPU needs to be fast: a device for every core, and memory that is not asked for anew."""
+"""A device for every core of a CPU."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
 import jax
 
+from student_jax.keep import keep_memory
+
 CONTAINER = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or "200000 100000" for two cores
-# glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes, and M_ARENA_MAX
-KEEP = {-1: 2**31 - 1, -3: 2**31 - 1, -8: 1}
 
 
 def use_every_core(share: int = 0) -> None:
@@ -30,20 +29,6 @@ def use_every_core(share: int = 0) -> None:
     if told or count > 1:
         # Devices that wait for each other hold their threads: XLA's pool must have some to spare.
         os.environ.setdefault("NPROC", str(max(16, 4 * count)))
-
-
-def keep_memory() -> None:
-    """Keeps freed memory for the next call; of use before JAX is, where malloc is glibc's.
-
-    XLA allocates what a call needs in one block, which glibc maps anew each time: the kernel then
-    clears it page by page, which is half of a small student's step.
-    """
-    try:
-        tune = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another libc
-        return
-    for option, value in KEEP.items():
-        tune(option, value)
 
 
 def count_cores() -> int:

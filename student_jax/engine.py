@@ -6,11 +6,9 @@ teacher tokens, `F` teacher feature width.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -203,19 +201,3 @@ def place_weights(params: Any, compute: str) -> Any:
         for name, leaf in flatten(needed_to_answer(params)).items()
     }
     return jax.device_put(unflatten(cast))
-
-
-def keep_programs() -> Path:
-    """Makes JAX keep compiled programs on disk, where the environment does not say otherwise.
-
-    Returns:
-        The folder: JAX_COMPILATION_CACHE_DIR, or one in the user's cache folder.
-    """
-    told = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(told) if told else cache / "sage-distill" / "programs"
-    if not told:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Everything: an answer has two programs, and small ones compile in less than JAX's second.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    return folder

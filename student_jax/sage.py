@@ -28,8 +28,8 @@ from bridge.predictions import to_submission
 from student_jax.adapter import Adapter
 from student_jax.batch import Augmentation
 from student_jax.config import AdaptConfig
-from student_jax.cores import keep_memory
-from student_jax.engine import Engine, keep_programs
+from student_jax.engine import Engine
+from student_jax.keep import keep_memory_and_programs
 from student_jax.refinement import SageConfig, Work, as_task, surety
 from student_jax.solve import TIERS
 from student_jax.solver import Solver, load_solver
@@ -70,8 +70,7 @@ class StudentPlugin:
                 f"{settings.device}; JAX_PLATFORMS chooses it"
             )
         self.entity_id, self.trust_weight = settings.entity_id, settings.trust_weight
-        keep_memory()
-        keep_programs()
+        keep_memory_and_programs()
         self._solver = solver or load_solver(settings.checkpoint, settings.which)
         self._engine = Engine(self._solver)
         self._turn = threading.Lock()  # the engine answers one thread at a time

@@ -156,8 +156,7 @@ def make_host(config: ServeConfig) -> Host:
     library = open_library(config.source, config.compare)
     import jax  # it takes a second; bad input should not
 
-    from student_jax.cores import keep_memory
-    from student_jax.engine import keep_programs
+    from student_jax.keep import keep_memory_and_programs
     from student_jax.service.batcher import Batcher
     from student_jax.service.host import Host
     from student_jax.service.jobs import Jobs
@@ -165,8 +164,7 @@ def make_host(config: ServeConfig) -> Host:
     from student_jax.service.metrics import Metrics
     from student_jax.solver import load_solver
 
-    keep_memory()
-    keep_programs()
+    keep_memory_and_programs()
     solver = load_solver(config.checkpoint, config.which)
     answerer = make_answerer(config, solver)
     shapes = commonest(answerer, library, config.warm)

@@ -104,11 +104,14 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     """
     sources = (config.source,) if config.source else ARC_AGI_1
     single = find_task(config.task, sources) if config.task else None
-    if learning is not None:
-        from student_jax.cores import use_every_core
+    # JAX takes a second to import; a bad task should not.
+    from student_jax.cores import use_every_core
+    from student_jax.keep import keep_memory_and_programs
+    from student_jax.solver import by_task, load_solver
 
+    keep_memory_and_programs()
+    if learning is not None:
         use_every_core()
-    from student_jax.solver import by_task, load_solver  # jax takes a second; a bad task should not
 
     solver = load_solver(config.checkpoint, config.which, store)
     tasks = {single.task_id: single} if single else choose_tasks(config, solver)
@@ -165,11 +168,8 @@ def answer_at_once(
     Returns:
         The attempts, and a line: of an answer from the question to the grid, and of the first.
     """
-    from student_jax.cores import keep_memory
-    from student_jax.engine import Engine, keep_programs
+    from student_jax.engine import Engine
 
-    keep_memory()
-    keep_programs()
     engine = Engine(solver)
     times, attempts = [], []
     for question in (questions[0], *questions):  # the first one compiles

@@ -45,10 +45,10 @@ from bridge.manifest import read_manifest
 from bridge.scaling import no_scaling
 from student_jax.batch import ROOMS, smallest_batch
 from student_jax.config import ModelConfig, TrainConfig
-from student_jax.cores import keep_memory
 from student_jax.engine import Engine
 from student_jax.export import export, torch_tensors
 from student_jax.flops import matmul_ceiling
+from student_jax.keep import keep_memory
 from student_jax.solver import Solver, load_solver, make_solver
 from student_jax.students import make_student
 from teacher_torch.policy import UNUSED, Gr00tPolicy, load_policy

@@ -28,11 +28,10 @@ started = time.perf_counter()
 import json
 from pathlib import Path
 from bridge.arc import open_questions, parse_task
-from student_jax.cores import keep_memory
-from student_jax.engine import Engine, keep_programs
+from student_jax.engine import Engine
+from student_jax.keep import keep_memory_and_programs
 from student_jax.solver import load_solver
-keep_memory()
-keep_programs()
+keep_memory_and_programs()
 engine = Engine(load_solver(Path(sys.argv[1])))
 task = parse_task("bench", json.loads(Path(sys.argv[2]).read_text()), "bench")
 engine.answer(open_questions(task)[0])

@@ -17,9 +17,9 @@ from student_jax.engine import (
     Engine,
     FeatureEngine,
     default_compute,
-    keep_programs,
     place_weights,
 )
+from student_jax.keep import keep_programs
 from student_jax.solve import NANO
 from student_jax.solver import load_solver, make_solver
 from student_jax.students import UNUSED, make_student

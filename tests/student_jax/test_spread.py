@@ -12,7 +12,8 @@ import jax
 import pytest
 
 from bridge.stop import Stop
-from student_jax.cores import count_cores, keep_memory, use_every_core
+from student_jax.cores import count_cores, use_every_core
+from student_jax.keep import keep_memory
 from student_jax.spread import spread
 from tests.conftest import ROOT
 
