@@ -126,7 +126,7 @@ class Adapter:
                 fitted = np.array([course.is_fitted for course in group.courses])
                 if fitted.any():
                     group.close(fitted)
-                    group.begin_anew(fitted)
+                    group.begin_anew(fitted, clock.progress(step + 1))
                 fit = np.mean([course.recent for course in group.courses])
                 bar.set_postfix_str(f"fitted {fit:.1%} of cells")
                 bar.update()

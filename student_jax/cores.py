@@ -12,13 +12,14 @@ from student_jax.keep import keep_memory
 CONTAINER = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or "200000 100000" for two cores
 
 
-def use_every_core(share: int = 0) -> None:
+def use_every_core(share: int = 0, *, apart: bool = False) -> None:
     """Makes a CPU device of every core, unless the environment tells how many; before JAX is used.
 
     One device would leave most of them idle: small arrays are not worth cutting up to XLA.
 
     Args:
         share: what the devices have to share out evenly, and so many of them; 0 for no matter.
+        apart: none of them ever waits for another.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     told = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags
@@ -28,7 +29,8 @@ def use_every_core(share: int = 0) -> None:
         jax.config.update("jax_num_cpu_devices", count)
     if told or count > 1:
         # Devices that wait for each other hold their threads: XLA's pool must have some to spare.
-        os.environ.setdefault("NPROC", str(max(16, 4 * count)))
+        # Where none does, more threads than cores only take each other's turn.
+        os.environ.setdefault("NPROC", str(count if apart else max(16, 4 * count)))
 
 
 def count_cores() -> int:

@@ -94,6 +94,10 @@ class Course:
         self.fit, self.closed = self.recent, self.closed + 1
         self._began, self._cells, self._in_a_row = None, [], 0
 
+    def end(self) -> None:
+        """Leaves out the rounds that are left."""
+        self.rounds = self.closed
+
     def attempts(self) -> tuple[Attempts, ...]:
         """What all views of all rounds agree on, for each test input; the confidence is the fit."""
         return tuple(replace(tally(said), confidence=self.fit) for said in self.answers)

@@ -82,8 +82,19 @@ class Group:
         self._answer(0, weights)
         return (time.perf_counter() - started) * len(self.courses)
 
-    def begin_anew(self, which: npt.NDArray[np.bool_]) -> None:
-        """Begins the next rounds, where any are left, from new random weights."""
+    def begin_anew(self, which: npt.NDArray[np.bool_], progress: float) -> None:
+        """Begins the next rounds, where any are left, from new random weights.
+
+        None begins when less is left of the budget than a first round took: it would hardly end,
+        and what is cut short does not vote.
+
+        Args:
+            which: bool[W], whose round was closed.
+            progress: the share of the budget that is spent.
+        """
+        if progress > 0.5:
+            for i in np.flatnonzero(which).tolist():
+                self.courses[i].end()
         again = which & np.array([not course.is_over for course in self.courses])
         if again.any():
             seeds = self._config.seed + np.array([each.closed for each in self.courses])

@@ -111,7 +111,7 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
 
     keep_memory_and_programs()
     if learning is not None:
-        use_every_core()
+        use_every_core(apart=learning.tier != "joint")
 
     solver = load_solver(config.checkpoint, config.which, store)
     tasks = {single.task_id: single} if single else choose_tasks(config, solver)

@@ -67,7 +67,7 @@ class BenchAdaptConfig:
 def main(config: BenchAdaptConfig) -> None:
     """Measure every canvas side and number of tasks."""
     under = conditions("jax", "flax", "optax", "torch")
-    use_every_core()
+    use_every_core(apart=True)
     solver = load_solver(config.checkpoint)
     ceiling = matmul_ceiling(solver.config.model.compute) / 1e9  # GFLOP/s, all cores
     rows = [

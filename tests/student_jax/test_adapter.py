@@ -194,6 +194,10 @@ def test_task_that_is_fitted_stops_early(solver):
     again = dict(Adapter(solver, replace(config, rounds=2)).adapt([task]))["one"]
     assert adapted.steps < again.steps < 400
     assert (again.fit, again.rounds) == (1, 2)
+    late = replace(config, rounds=2, steps=int(1.5 * adapted.steps))
+    once = dict(Adapter(solver, late).adapt([task]))["one"]  # too little is left for another round
+    assert (once.fit, once.rounds) == (1, 1)
+    assert once.steps < late.steps
 
 
 def test_each_round_goes_through_all_rates_and_only_what_is_fitted_votes(tasks):
