@@ -28,7 +28,7 @@ class Group:
         config: AdaptConfig,
         params: Any,
         lessons: Sequence[Lesson],
-        place: Callable[[Shown], Shown] = lambda shown: shown,
+        place: Callable[[Any], Any] = lambda x: x,
     ) -> None:
         """Begins, from a student's weights on the device that is to be used.
 
@@ -44,7 +44,9 @@ class Group:
         self._learner, self._config, self._params, self._place = learner, config, params, place
         self._plain = place(stack([show_plainly(lesson) for lesson in lessons]))
         *own, self.tasks = learner.begin(params, self._plain)
-        self.own = tuple(own)  # what the tasks learn, and the optimizer's state
+        # What the tasks learn, and the optimizer's state: placed as an update will leave it, or the
+        # second one would compile again.
+        self.own = place(tuple(own))
 
     def show(self, step: int) -> Shown:
         """Draws a step's copies of every task."""

@@ -86,6 +86,6 @@ class Together:
 
     def _placed(self, x: Any) -> Any:
         """Spreads what has a leading axis of tasks over the devices, where they share it evenly."""
-        even = len(x.view) % self._mesh.size == 0
+        even = len(jax.tree.leaves(x)[0]) % self._mesh.size == 0
         spec = PartitionSpec(AXIS) if even else PartitionSpec()
         return jax.device_put(x, NamedSharding(self._mesh, spec))

@@ -146,14 +146,17 @@ def test_tokens_learn_too_and_leave_the_weights(solver, tasks):
 
 
 def test_tasks_learn_jointly_with_one_copy_of_the_weights(solver, tasks):
-    """Two of one shape and one of another, in groups that take turns; the watched loss falls."""
+    """Four of one shape, a device each, and one of another take turns; the watched loss falls."""
     told = []
     config = AdaptConfig(**{**FAST, "tier": "joint", "tasks_at_once": None})
     watch = lambda task_id, seen: told.append((task_id, seen))  # noqa: E731
-    large = make_task(np.random.default_rng(5), "black9", 9)
-    after = dict(Adapter(solver, config).adapt([*tasks[:2], large], views=2, watch=watch))
-    assert list(after) == ["black3", "black4", "black9"]
-    assert [a.steps for a in after.values()] == [20] * 3
+    more = [make_task(np.random.default_rng(side), f"black{side}", side) for side in (6, 9)]
+    adapter = Adapter(solver, config)
+    compiled = adapter.learner.update_jointly._cache_size()
+    after = dict(adapter.adapt([*tasks, *more], views=2, watch=watch))
+    assert adapter.learner.update_jointly._cache_size() == compiled + 2  # once a shape
+    assert list(after) == ["black3", "black4", "black5", "black6", "black9"]
+    assert [a.steps for a in after.values()] == [20] * 5
     assert {a.rounds for a in after.values()} == {1}
     assert all(a.attempts[0].candidates for a in after.values())
     for task_id in after:
