@@ -13,6 +13,7 @@ and more seeds or variants join those that are there.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from rich.table import Table
 
 from bridge import config as configs
 from bridge.arc import Task, open_questions
+from bridge.arc_files import read_json
 from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.tree import flatten, unflatten
@@ -86,12 +88,14 @@ def main(config: AblateConfig) -> None:
     use_every_core()
     under = conditions("jax", "flax", "optax")
     rows = kept(config)
-    for seed in config.seeds:
-        for name in config.variants:
-            if not any((row["variant"], row["seed"]) == (name, seed) for row in rows):
-                rows += [{**row, "date": under["date"]} for row in measure(config, name, seed)]
-                write_text(config.out, json.dumps(result_of(config, under, rows), indent=1) + "\n")
-    show(config, rows)
+    if rows:
+        show(config, rows)
+    there = {(row["seed"], row["variant"]) for row in rows}
+    for seed, name in itertools.product(config.seeds, config.variants):
+        if (seed, name) not in there:
+            rows += [{**row, "date": under["date"]} for row in measure(config, name, seed)]
+            write_text(config.out, json.dumps(result_of(config, under, rows), indent=1) + "\n")
+            show(config, rows)
 
 
 def result_of(
@@ -120,13 +124,13 @@ def kept(config: AblateConfig) -> list[dict[str, Any]]:
     """
     if not config.out.is_file():
         return []
-    found = json.loads(config.out.read_text())
-    wanted = configs.to_dict(config)
+    found = read_json(config.out)
+    wanted, theirs = configs.to_dict(config), found.get("config", {})
     for name in BUDGET:
-        if found["config"][name] != wanted[name]:
+        if theirs.get(name) != wanted[name]:
             raise InputError(
                 f"--out {config.out}: expected rows of {name} {wanted[name]}, "
-                f"got {found['config'][name]}; give another file"
+                f"got {theirs.get(name)}; give another file"
             )
     return found["rows"]
 
