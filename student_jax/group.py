@@ -87,8 +87,8 @@ class Group:
     def begin_anew(self, which: npt.NDArray[np.bool_], progress: float) -> None:
         """Begins the next rounds, where any are left, from new random weights.
 
-        None begins when less is left of the budget than a first round took: it would hardly end,
-        and what is cut short does not vote.
+        None begins when less is left of the budget than is spent: it would hardly end, and what is
+        cut short does not vote.
 
         Args:
             which: bool[W], whose round was closed.
