@@ -68,6 +68,8 @@ def open_page(browser, address):
         page.on("console", complain)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda r: r.url.startswith((address, "blob:")) or faults.append(r.url))
+        # A route turns interception on, and what is asked for meanwhile may slip by: so before all.
+        page.route("**/never-asked-for", lambda route: route.abort())
         page.goto(address + "/" + where)
         return page
 
