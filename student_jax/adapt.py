@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from bridge import config as configs
 from student_jax.config import AdaptConfig
+from student_jax.memory import begin_with_mimalloc
 from student_jax.solve import Asked, solve
 
 
@@ -29,4 +30,5 @@ def main(config: AdaptCommand) -> None:
 
 
 if __name__ == "__main__":
+    begin_with_mimalloc()
     configs.command(main, AdaptCommand)

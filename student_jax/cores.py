@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from student_jax.keep import keep_memory
+from student_jax.memory import keep_memory
 
 CONTAINER = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or "200000 100000" for two cores
 
@@ -30,7 +30,8 @@ def use_every_core(share: int = 0, *, apart: bool = False) -> None:
     if told or count > 1:
         # Devices that wait for each other hold their threads: XLA's pool must have some to spare.
         # Where none does, more threads than cores only take each other's turn.
-        os.environ.setdefault("NPROC", str(count if apart else max(16, 4 * count)))
+        waiting = max(16, 4 * count) if told else 4 * count
+        os.environ.setdefault("NPROC", str(count if apart else waiting))
 
 
 def count_cores() -> int:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
 import jax
 
-# glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, in bytes, and M_ARENA_MAX
-KEEP = {-1: 2**31 - 1, -3: 2**31 - 1, -8: 1}
+from student_jax.memory import keep_memory
 
 
 def keep_memory_and_programs() -> None:
     """Does both; of use before JAX is."""
     keep_memory()
     keep_programs()
-
-
-def keep_memory() -> None:
-    """Keeps freed memory for the next call; of use before JAX is, where malloc is glibc's.
-
-    XLA allocates what a call needs in one block, which glibc maps anew each time: the kernel then
-    clears it page by page, which is half of a small student's step.
-    """
-    try:
-        tune = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another libc
-        return
-    for option, value in KEEP.items():
-        tune(option, value)
 
 
 def keep_programs() -> Path:

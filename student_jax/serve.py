@@ -20,6 +20,7 @@ from bridge.arc import MAX_SIDE, open_questions
 from bridge.arc_files import ARC_AGI_1
 from bridge.errors import InputError
 from student_jax.config import Tier
+from student_jax.memory import begin_with_mimalloc
 from student_jax.service.library import open_library
 from student_jax.service.limits import LOOPBACK, Limits
 from student_jax.solve import NANO
@@ -239,4 +240,5 @@ def warm_up(answerer: Answerer, shapes: Sequence[Shape], most: int) -> None:
 
 
 if __name__ == "__main__":
+    begin_with_mimalloc()
     configs.command(main, ServeConfig)

@@ -23,6 +23,7 @@ from bridge.predictions import write_predictions
 from bridge.render import PALETTE
 from bridge.weights import is_release
 from student_jax.config import AdaptConfig, Tier
+from student_jax.memory import begin_with_mimalloc
 
 if TYPE_CHECKING:
     from student_jax.adapter import Adapted
@@ -254,4 +255,5 @@ def _verdict(grid: Grid, expected: Grid | None) -> str:
 
 
 if __name__ == "__main__":
+    begin_with_mimalloc()
     configs.command(main, SolveConfig)

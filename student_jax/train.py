@@ -29,6 +29,7 @@ from student_jax.development import Development, is_stale
 from student_jax.dry_run import dry_run
 from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.log import TrainLog, describe
+from student_jax.memory import begin_with_mimalloc
 from student_jax.solver import load_solver
 from student_jax.state import init_state, make_optimizer
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
@@ -223,4 +224,5 @@ def make_scaling(kind: str, store: FeatureStore | None, examples: Examples) -> S
 
 
 if __name__ == "__main__":
+    begin_with_mimalloc()
     configs.command(main, TrainConfig)

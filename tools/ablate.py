@@ -36,6 +36,7 @@ from student_jax.adapter import Adapter
 from student_jax.baselines import BASELINES, baseline
 from student_jax.config import AdaptConfig, TrainConfig
 from student_jax.cores import use_every_core
+from student_jax.memory import begin_with_mimalloc
 from student_jax.metrics import score
 from student_jax.solver import by_task, load_solver
 from student_jax.train import train
@@ -236,4 +237,5 @@ def show(config: AblateConfig, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    begin_with_mimalloc()
     configs.command(main, AblateConfig)

@@ -4,8 +4,9 @@
 
 A task-step is one update of one task's weights and tokens on augmented copies of its
 demonstrations. Both sides start from the same weights, see the same drawings and make the same
-updates, clipping and AdamW included. Rounds are interleaved and ratios taken inside a round. Their
-losses must stay together: the proof that both do the same work. How often JAX could be as fast as
+updates, clipping and AdamW included. They take turns of several steps, after a pause in which the
+other's threads come to rest, and ratios are taken inside a round. Their losses must stay together:
+the proof that both do the same work. How often JAX could be as fast as
 PyTorch, if it did nothing but matrix products as fast as this machine can, is told beside.
 """
 
@@ -41,10 +42,13 @@ from student_jax.cores import use_every_core
 from student_jax.flops import matmul_ceiling
 from student_jax.learner import TOKENS_RATE, Learner, learner_of
 from student_jax.lesson import Lesson, Shown, make_lesson, show_augmented, show_plainly, stack
+from student_jax.memory import begin_with_mimalloc
 from student_jax.solver import Solver, load_solver
 
 TOLERANCE = 2e-3  # of the loss, relative, after all steps
+RATE = 3e-4  # low: at a tenth of the default rate rounding grows too slowly to part the losses
 PAIRS = 3
+PAUSE = 0.5  # seconds before a turn: OpenMP's threads spin for up to 0.2 s after their last work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class BenchAdaptConfig:
     copies: int = 1
     rounds: int = 5
     """timed ones, after one that warms up"""
+    steps: int = 10
+    """of every task in a side's turn"""
     out: Path | None = None
     """JSON file for the numbers"""
 
@@ -101,7 +107,7 @@ def measure(
     config: BenchAdaptConfig, solver: Solver, side: int, count: int, ceiling: float
 ) -> dict[str, Any]:
     """Times both sides in turn: `count` tasks at once on every device, and all of them in turn."""
-    learning = AdaptConfig(copies=config.copies)
+    learning = AdaptConfig(copies=config.copies, lr=RATE)
     learner = learner_of(solver.config.model, solver.feature_width, learning)
     devices = jax.local_devices()
     lessons = [random_lesson(side, i) for i in range(count * len(devices))]
@@ -114,22 +120,32 @@ def measure(
     times: dict[str, list[float]] = {"jax": [], "torch": []}
     losses: dict[str, list[float]] = {"jax": [], "torch": []}
     with ThreadPoolExecutor(len(devices)) as pool:
-        for step in range(config.rounds + 1):
-            shown = [show_augmented(lesson, config.copies, 0, step) for lesson in lessons]
-            parts = [shown[i :: len(devices)] for i in range(len(devices))]
-            said = [group.loss(part) for group, part in zip(groups, parts, strict=True)]
+        for turn in range(config.rounds + 1):
+            steps = range(turn * config.steps, (turn + 1) * config.steps)
+            shown = [
+                [show_augmented(lesson, config.copies, 0, step) for lesson in lessons]
+                for step in steps
+            ]
+            parts = [[each[i :: len(devices)] for each in shown] for i in range(len(devices))]
+            said = [group.loss(part[0]) for group, part in zip(groups, parts, strict=True)]
             losses["jax"].append(float(np.mean(said)))
+            time.sleep(PAUSE)
             started = time.perf_counter()
-            list(pool.map(Group.step, groups, parts))
+            list(pool.map(Group.learn, groups, parts))
             times["jax"].append(time.perf_counter() - started)
+            time.sleep(PAUSE)
             started = time.perf_counter()
-            said = [other.step(one) for other, one in zip(others, shown, strict=True)]
+            said = [
+                [other.step(one) for other, one in zip(others, each, strict=True)] for each in shown
+            ]
             times["torch"].append(time.perf_counter() - started)
-            losses["torch"].append(float(np.mean(said)))
+            losses["torch"].append(float(np.mean(said[0])))
     if not np.allclose(losses["jax"], losses["torch"], rtol=TOLERANCE):
         raise InputError(f"losses: expected the same on both sides, got {losses}")
     ratios = [t / j for t, j in zip(times["torch"][1:], times["jax"][1:], strict=True)]
-    pace = {name: len(lessons) / median(seconds[1:]) for name, seconds in times.items()}
+    pace = {
+        name: config.steps * len(lessons) / median(seconds[1:]) for name, seconds in times.items()
+    }
     first = [show_augmented(each, config.copies, 0, 0) for each in lessons[:: len(devices)]]
     gflop = groups[0].flops(first) / 1e9
     return {
@@ -167,13 +183,14 @@ class Group:
         counted: Any = self.learner.update.lower(*args).compile().cost_analysis()
         return counted["flops"] / len(self.rates)
 
-    def step(self, shown: Sequence[Shown]) -> None:
-        """Makes one update and waits for it."""
-        self.learnt, self.state, *_ = jax.block_until_ready(
-            self.learner.update(
-                self.learnt, self.state, self.params, self.tasks, stack(shown), self.rates
+    def learn(self, shown: Sequence[Sequence[Shown]]) -> None:
+        """Makes an update with each step's drawings, and waits for it, as an adaptation does."""
+        for each in shown:
+            self.learnt, self.state, *_ = jax.block_until_ready(
+                self.learner.update(
+                    self.learnt, self.state, self.params, self.tasks, stack(each), self.rates
+                )
             )
-        )
 
 
 def random_lesson(side: int, seed: int) -> Lesson:
@@ -233,4 +250,5 @@ class TorchTask:
 
 
 if __name__ == "__main__":
+    begin_with_mimalloc()
     configs.command(main, BenchAdaptConfig)

@@ -48,7 +48,7 @@ from student_jax.config import ModelConfig, TrainConfig
 from student_jax.engine import Engine
 from student_jax.export import export, torch_tensors
 from student_jax.flops import matmul_ceiling
-from student_jax.keep import keep_memory
+from student_jax.memory import begin_with_mimalloc, keep_memory
 from student_jax.solver import Solver, load_solver, make_solver
 from student_jax.students import make_student
 from teacher_torch.policy import UNUSED, Gr00tPolicy, load_policy
@@ -282,4 +282,5 @@ def planned_bytes(program: Any) -> int:
 
 
 if __name__ == "__main__":
+    begin_with_mimalloc()
     configs.command(main, BenchLatencyConfig)

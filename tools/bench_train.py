@@ -41,6 +41,7 @@ from student_jax.config import DataConfig, TrainConfig
 from student_jax.cores import use_every_core
 from student_jax.dry_run import MIB, peak_bytes
 from student_jax.flops import example_flops, matmul_ceiling
+from student_jax.memory import begin_with_mimalloc
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
 from student_jax.train import check_divides
@@ -369,4 +370,5 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    begin_with_mimalloc()
     configs.command(main, BenchTrainConfig)
