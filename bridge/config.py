@@ -31,10 +31,15 @@ from bridge.files import write_text
 C = TypeVar("C")
 
 
-def command(main: Callable[[C], None], config_type: type[C]) -> None:
+def command(main: Callable[[C], None], config_type: type[C], *, resumes: bool = False) -> None:
     """Runs a command: parses `sys.argv` into its config, says bad input in one line.
 
     Exits with 2 on bad input and 130 when interrupted, by Ctrl-C or SIGTERM alike.
+
+    Args:
+        main: does it.
+        config_type: its config.
+        resumes: whether it goes on from where it was interrupted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -43,7 +48,8 @@ def command(main: Callable[[C], None], config_type: type[C]) -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\nstopped; extract and train go on when given again", file=sys.stderr)  # noqa: T201
+        goes_on = "; goes on when given again" if resumes else ""
+        print(f"\nstopped{goes_on}", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
 
 

@@ -32,7 +32,7 @@ def begin_with_mimalloc() -> None:
     os.environ["LD_PRELOAD"] = str(library)
     os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # freed memory is kept, see `keep_memory`
     sys.stdout.flush()
-    os.execv(sys.executable, sys.orig_argv)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def keep_memory() -> None:

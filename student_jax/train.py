@@ -225,4 +225,4 @@ def make_scaling(kind: str, store: FeatureStore | None, examples: Examples) -> S
 
 if __name__ == "__main__":
     begin_with_mimalloc()
-    configs.command(main, TrainConfig)
+    configs.command(main, TrainConfig, resumes=True)

@@ -223,4 +223,4 @@ def items_of(task: Task, config: ExtractConfig) -> list[Item]:
 
 
 if __name__ == "__main__":
-    configs.command(main, ExtractConfig)
+    configs.command(main, ExtractConfig, resumes=True)

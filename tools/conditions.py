@@ -7,11 +7,12 @@ import os
 import platform
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 
 def conditions(*packages: str) -> dict[str, Any]:
-    """Returns command, date, machine, load and the versions of the packages that matter.
+    """Returns command, date, machine, load, allocator and the versions of packages that matter.
 
     The load is of the last minute: call it before the work.
     """
@@ -20,5 +21,6 @@ def conditions(*packages: str) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "load": os.getloadavg()[0],
+        "allocator": Path(os.environ.get("LD_PRELOAD") or "libc").stem,
         "versions": {name: version(name) for name in packages},
     }
