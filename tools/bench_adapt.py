@@ -6,8 +6,8 @@ A task-step is one update of one task's weights and tokens on augmented copies o
 demonstrations. Both sides start from the same weights, see the same drawings and make the same
 updates, clipping and AdamW included. They take turns of several steps, after a pause in which the
 other's threads come to rest, and ratios are taken inside a round. Their losses must stay together:
-the proof that both do the same work. How often JAX could be as fast as
-PyTorch, if it did nothing but matrix products as fast as this machine can, is told beside.
+the proof that both do the same work. How often JAX could be as fast as PyTorch, if it did nothing
+but matrix products as fast as this machine can, is told beside.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ def count_devices(share, apart=False, **more):
     count, threads = done.stdout.split()
     assert (threads == "None") == (count == "1")
     if count != "1":  # those that wait for each other need threads to spare
-        assert int(threads) == int(count) if apart else int(threads) >= 4 * int(count)
+        least = 16 if more else 4 * int(count)
+        assert int(threads) == int(count) if apart else int(threads) >= least
     return int(count)
 
 
