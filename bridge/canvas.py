@@ -61,6 +61,7 @@ class Attempts:
     log_prob: float = 0.0  # mean over the first canvas' cells, nats
     candidates: tuple[Grid, ...] = ()  # all that was answered in a vote, best first
     certainty: npt.NDArray[np.float32] | None = None  # f32[R, C], of each cell of the first
+    colors: npt.NDArray[np.float32] | None = None  # f32[N, N, 10], their probabilities; for a vote
 
 
 def smallest_side(longest: int) -> int:
@@ -156,7 +157,14 @@ def decode(log_probs: npt.NDArray[np.float32]) -> Attempts:
     cells = np.take_along_axis(log_probs, chosen, axis=-1)[..., 0]
     certainty = np.exp(cells[:rows, :cols])
     log_prob = float(cells.mean())
-    return Attempts(first, second, float(np.exp(cells.min())), log_prob, certainty=certainty)
+    return Attempts(
+        first,
+        second,
+        float(np.exp(cells.min())),
+        log_prob,
+        certainty=certainty,
+        colors=np.exp(colors),
+    )
 
 
 def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
@@ -175,7 +183,8 @@ def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
     second = first.copy()
     second[weakest] = ranked[..., 1][weakest]
     certainty, log_prob = np.exp(top[..., 0]), float(top[..., 0].mean())
-    return Attempts(first, second, float(certainty.min()), log_prob, certainty=certainty)
+    sure = float(certainty.min())
+    return Attempts(first, second, sure, log_prob, certainty=certainty, colors=np.exp(log_probs))
 
 
 def _shape_scores(log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

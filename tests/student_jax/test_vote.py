@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from bridge.canvas import Attempts
+from bridge.canvas import NUM_CLASSES, Attempts, decode, to_canvas
 from bridge.errors import InputError
 from bridge.transforms import Transform
 from student_jax.vote import tally, views_of
@@ -73,17 +73,57 @@ def test_student_that_sees_through_transforms_votes_unanimously():
     assert (got.confidence, len(got.candidates)) == (1, 1)
 
 
-def test_a_cell_is_as_certain_as_the_views_that_show_it_are():
-    views = views_of(4)
-    grids = (A, A, B, A[:1])  # the last knows of the first row alone
-    answers = []
-    for view, grid, sure in zip(views, grids, (0.5, 0.75, 1.0, 0.25), strict=True):
-        certainty = np.full(view.grid(grid).shape, sure, np.float32)
-        answers.append((view, Attempts(view.grid(grid), C, sure, certainty=certainty)))
-    expected = 0.5 + 0.75 + (A == B) * 1.0
-    expected[:1] += 0.25
-    np.testing.assert_allclose(tally(answers).certainty, expected / 4)
-    assert tally([*answers, seen(Transform(), A, -1.0)]).certainty is None
+def says(view, grid, wrong=(), sure=0.75, side=8):
+    """What a student answers to a view: `grid`, but for cells where it is sure of color 9."""
+    said = grid.copy()
+    for cell in wrong:
+        said[cell] = 9
+    canvas = to_canvas(view.grid(said), side)
+    rest = (1 - sure) / (NUM_CLASSES - 1)
+    return view, decode(np.log(np.where(np.eye(NUM_CLASSES)[canvas] > 0, sure, rest)))
+
+
+def test_views_that_err_in_different_cells_agree_cell_by_cell():
+    cells = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    truth = np.zeros((2, 3), np.uint8)
+    apart = [says(view, truth, [cell]) for view, cell in zip(views_of(6), cells, strict=True)]
+    got = tally(apart)
+    np.testing.assert_array_equal(got.first, truth)  # which no view answered
+    assert len(got.candidates) == 7
+    assert got.confidence == 1 / 6
+    rest = 0.25 / (NUM_CLASSES - 1)
+    np.testing.assert_allclose(got.certainty, np.full((2, 3), (5 * 0.75 + rest) / 6), rtol=1e-5)
+
+
+def test_what_two_views_answered_alike_comes_before_what_the_cells_say():
+    truth = np.zeros((2, 3), np.uint8)
+    wrong = [[(0, 0)], [(0, 0)], [(0, 1)], [(0, 2)], [(1, 1)]]
+    got = tally([says(view, truth, each) for view, each in zip(views_of(5), wrong, strict=True)])
+    assert got.first[0, 0] == 9
+    assert got.confidence == 2 / 5
+    np.testing.assert_array_equal(got.second, truth)
+
+
+def test_winner_that_the_cells_say_too_leaves_the_second_attempt_to_the_runner_up():
+    truth = np.zeros((2, 3), np.uint8)
+    wrong = [[], [], [(0, 1)]]
+    got = tally([says(view, truth, each) for view, each in zip(views_of(3), wrong, strict=True)])
+    np.testing.assert_array_equal(got.first, truth)
+    assert got.second[0, 1] == 9
+    assert len(got.candidates) == 2
+
+
+def test_views_of_another_shape_have_no_say_in_the_cells():
+    truth, other = np.zeros((2, 3), np.uint8), np.ones((1, 4), np.uint8)
+    views = views_of(3)
+    got = tally([says(views[0], truth), says(views[1], truth), says(views[2], other)])
+    np.testing.assert_array_equal(got.first, truth)
+    np.testing.assert_allclose(got.certainty, np.full((2, 3), 0.5), rtol=1e-5)
+
+
+def test_without_probabilities_no_cell_is_certain():
+    views = views_of(2)
+    assert tally([says(views[0], A), seen(views[1], A, -1.0)]).certainty is None
 
 
 def test_solve_with_views_writes_candidates_and_scores_the_oracle(
