@@ -61,7 +61,6 @@ class Attempts:
     log_prob: float = 0.0  # mean over the first canvas' cells, nats
     candidates: tuple[Grid, ...] = ()  # all that was answered in a vote, best first
     certainty: npt.NDArray[np.float32] | None = None  # f32[R, C], of each cell of the first
-    colors: npt.NDArray[np.float32] | None = None  # f32[N, N, 10], their probabilities; for a vote
 
 
 def smallest_side(longest: int) -> int:
@@ -129,8 +128,11 @@ def decode(log_probs: npt.NDArray[np.float32]) -> Attempts:
     second-best shape where that is more probable.
 
     Args:
-        log_probs: f32[N, N, V], normalised over V.
+        log_probs: f32[N, N, V], normalised over V; without border and background, as the original
+            has them, every canvas is all grid.
     """
+    if log_probs.shape[-1] == NUM_COLORS:
+        return _decode_whole(log_probs)
     scores = _shape_scores(log_probs)
     order = np.argsort(-scores, axis=None, kind="stable")[:2]
     (rows, cols), (other_rows, other_cols) = (
@@ -153,28 +155,30 @@ def decode(log_probs: npt.NDArray[np.float32]) -> Attempts:
     else:
         second = first.copy()
         second[weakest] = ranked[:rows, :cols, 1][weakest]
-    chosen = to_canvas(first, len(log_probs))[..., None].astype(np.intp)
-    cells = np.take_along_axis(log_probs, chosen, axis=-1)[..., 0]
+    cells = log_probs_of(first, log_probs)
     certainty = np.exp(cells[:rows, :cols])
     log_prob = float(cells.mean())
-    return Attempts(
-        first,
-        second,
-        float(np.exp(cells.min())),
-        log_prob,
-        certainty=certainty,
-        colors=np.exp(colors),
-    )
+    return Attempts(first, second, float(np.exp(cells.min())), log_prob, certainty=certainty)
 
 
-def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
-    """Returns every cell's best color, as the original did: it knows no shape but the whole canvas.
-
-    The runner-up changes the least certain cell to its second color.
+def log_probs_of(grid: Grid, log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Returns the log-probability of every cell of a grid's canvas, f32[N, N].
 
     Args:
-        log_probs: f32[N, N, 10], normalised over the colors.
+        grid: one that fits.
+        log_probs: as in `decode`.
     """
+    return np.take_along_axis(log_probs, classes_of(grid, log_probs)[..., None], axis=-1)[..., 0]
+
+
+def classes_of(grid: Grid, log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """Returns the classes of a grid's canvas, i64[N, N]; `log_probs` as in `decode`."""
+    whole = log_probs.shape[-1] == NUM_COLORS
+    return (grid if whole else to_canvas(grid, len(log_probs))).astype(np.intp)
+
+
+def _decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
+    """Returns every cell's best color; the runner-up changes the least certain to its second."""
     ranked = np.argsort(-log_probs, axis=-1, kind="stable")
     top = np.take_along_axis(log_probs, ranked[..., :2], axis=-1)
     margins = top[..., 0] - top[..., 1]
@@ -183,8 +187,7 @@ def decode_whole(log_probs: npt.NDArray[np.float32]) -> Attempts:
     second = first.copy()
     second[weakest] = ranked[..., 1][weakest]
     certainty, log_prob = np.exp(top[..., 0]), float(top[..., 0].mean())
-    sure = float(certainty.min())
-    return Attempts(first, second, sure, log_prob, certainty=certainty, colors=np.exp(log_probs))
+    return Attempts(first, second, float(certainty.min()), log_prob, certainty=certainty)
 
 
 def _shape_scores(log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bridge import weights
 from bridge.arc import Grid
-from bridge.canvas import NUM_CLASSES, decode, decode_whole, to_canvas
+from bridge.canvas import classes_of, decode
 from bridge.errors import InputError
 from bridge.weights import Array
 
@@ -153,7 +153,7 @@ def is_near_tie(log_probs: Array, one: Grid, other: Grid) -> bool:
         one: an answer.
         other: another.
     """
-    first, second = (_classes(grid, log_probs).astype(np.intp)[..., None] for grid in (one, other))
+    first, second = (classes_of(grid, log_probs)[..., None] for grid in (one, other))
     differ = (first != second)[..., 0]
     lead = np.take_along_axis(log_probs, first, -1) - np.take_along_axis(log_probs, second, -1)
     return abs(float(lead.sum(dtype=np.float64))) <= 2 * TOLERANCE * int(differ.sum())
@@ -161,8 +161,7 @@ def is_near_tie(log_probs: Array, one: Grid, other: Grid) -> bool:
 
 def _falls_otherwise(ours: Array, theirs: Array, where: str) -> bool:
     """Whether a near-tie has another answer; any other difference is refused."""
-    read = decode if ours.shape[-1] == NUM_CLASSES else decode_whole
-    ours_read, theirs_read = read(ours), read(theirs)
+    ours_read, theirs_read = decode(ours), decode(theirs)
     same = True
     for name in ("first", "second"):
         one, other = getattr(ours_read, name), getattr(theirs_read, name)
@@ -175,9 +174,3 @@ def _falls_otherwise(ours: Array, theirs: Array, where: str) -> bool:
                 "no file was written"
             )
     return not same
-
-
-def _classes(grid: Grid, log_probs: Array) -> Array:
-    if log_probs.shape[-1] != NUM_CLASSES:  # the original's knows no shape but the whole canvas
-        return grid
-    return to_canvas(grid, len(log_probs))

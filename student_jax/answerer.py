@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge.arc import Question
-from bridge.canvas import Attempts, decode, side_for
+from bridge.canvas import Attempts, side_for
 from student_jax.batch import (
     Augmentation,
     colors_of,
@@ -112,7 +112,7 @@ class Answerer(ABC):
             for start, i in enumerate(members):
                 own = log_probs[start * views : (start + 1) * views]
                 answered = zip(shown, own, strict=True)
-                attempts[i] = tally([(how.transform, decode(values)) for how, values in answered])
+                attempts[i] = tally([(how.transform, values) for how, values in answered])
         return [attempts[i] for i in range(len(questions))]
 
     def prepare(self, question: Question, views: int = 1) -> Prepared:

@@ -268,10 +268,10 @@ class AdaptConfig:
     tasks_at_once: int | None = None
     """at most, in one program, where all wait for the slowest; by default 16, but 1 on a CPU, whose
     cores each take a task, unless they learn jointly"""
-    rounds: int = 2
-    """in which a task is learnt, each begun while half of its steps and seconds are left: first
-    from the student's weights, then from new random ones; all that fit vote. Only with tier
-    weights"""
+    rounds: int = 4
+    """at most, in which a task is learnt: first from the student's weights, then from new random
+    ones, while as much is left of its steps and seconds as a round takes; all that fit vote. Only
+    with tier weights"""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -9,15 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bridge.canvas import Attempts
-from bridge.transforms import Transform
 from student_jax.lesson import Lesson
 from student_jax.pace import rate_at
-from student_jax.vote import tally
+from student_jax.vote import Said, tally
 
 RECENT = 10  # steps over which the fit is told
 FITTED = 20  # steps in a row with every copy of every demonstration exact: learnt enough
-
-Said = Sequence[tuple[Transform, Attempts]]  # what was answered to each view of a test input
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Course:
     lesson: Lesson
     rounds: int  # at most
     steps: int = 0  # in all rounds
-    answers: list[list[tuple[Transform, Attempts]]] = field(default_factory=list)  # a test input
+    answers: list[list[Said]] = field(default_factory=list)  # of all rounds, to each test input
     fit: float = 0.0  # of the last round that votes
     loss: float = math.nan  # of the last step, nats a cell
     closed: int = 0  # rounds that are over
@@ -85,7 +82,7 @@ class Course:
         """How far it has come, the share `progress` of its budget being spent."""
         return Seen(self.steps, progress, self.loss, self.fit if self.is_over else self.recent)
 
-    def close(self, said: Sequence[Said]) -> None:
+    def close(self, said: Sequence[Sequence[Said]]) -> None:
         """Ends a round, which votes with what it said of each test input; the next one begins."""
         if not self.answers:
             self.answers = [[] for _ in said]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bridge.canvas import Attempts, decode, decode_whole
+from bridge.canvas import Attempts, decode
 from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.store import Features
@@ -145,7 +145,7 @@ class FeatureEngine:
             InputError: if they are not this student's.
         """
         log_probs = np.asarray(self.run(*self.pad(features)))[0]
-        return (decode_whole if self.config.kind == "original" else decode)(log_probs)
+        return decode(log_probs)
 
     def pad(self, features: Features) -> tuple[Features, npt.NDArray[np.bool_]]:
         """Pads features to their bucket: bf16[1, T, F] and bool[1, T]."""

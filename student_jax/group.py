@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,12 +12,11 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from bridge.canvas import Attempts, decode
-from bridge.transforms import Transform
 from student_jax.config import AdaptConfig
 from student_jax.course import Course
 from student_jax.learner import Fit, Learner
 from student_jax.lesson import Lesson, Shown, queries, show_augmented, show_plainly, stack
+from student_jax.vote import Said
 
 
 class Group:
@@ -87,30 +87,30 @@ class Group:
     def begin_anew(self, which: npt.NDArray[np.bool_], progress: float) -> None:
         """Begins the next rounds, where any are left, from new random weights.
 
-        None begins when less is left of the budget than is spent: it would hardly end, and what is
-        cut short does not vote.
+        None begins when less is left of the budget than a round took in the mean: it would hardly
+        end, and what is cut short does not vote.
 
         Args:
             which: bool[W], whose round was closed.
             progress: the share of the budget that is spent.
         """
-        if progress > 0.5:
-            for i in np.flatnonzero(which).tolist():
-                self.courses[i].end()
+        for course in itertools.compress(self.courses, which):
+            if 1 - progress < progress / course.closed:
+                course.end()
         again = which & np.array([not course.is_over for course in self.courses])
         if again.any():
             seeds = self._config.seed + np.array([each.closed for each in self.courses])
             anew = self._learner.begin_anew(seeds, self._plain)[:2]
             self.own = self._learner.select(again, anew, self.own)
 
-    def _answer(self, i: int, weights: Any) -> list[list[tuple[Transform, Attempts]]]:
+    def _answer(self, i: int, weights: Any) -> list[list[Said]]:
         """Answers one task's test inputs in its views."""
         learnt, task = jax.tree.map(lambda x: x[i], (self.own[0], self.tasks))
         if weights is not None:
             learnt = replace(learnt, weights=weights)
         lesson = self.courses[i].lesson
         said = np.asarray(self._learner.say(learnt, self._params, task, queries(lesson)))
-        return read(lesson, said)
+        return [list(zip(lesson.views, each, strict=True)) for each in said.swapaxes(0, 1)]
 
 
 def take_note(courses: Sequence[Course], fit: Fit) -> None:
@@ -118,11 +118,3 @@ def take_note(courses: Sequence[Course], fit: Fit) -> None:
     told = (each.tolist() for each in (fit.loss, fit.cells, fit.exact))
     for course, loss, cells, exact in zip(courses, *told, strict=True):
         course.see(loss, cells, exact=exact)
-
-
-def read(lesson: Lesson, said: npt.NDArray[np.floating]) -> list[list[tuple[Transform, Attempts]]]:
-    """Reads answers to a task's test inputs in its views, f32[views, Q, N, N, V]; Q lists."""
-    return [
-        [(view, decode(values)) for view, values in zip(lesson.views, each, strict=True)]
-        for each in said.swapaxes(0, 1)
-    ]

@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 from bridge.arc import Question, Task, parse_task
 from bridge.canvas import Attempts
-from bridge.transforms import Transform
 from student_jax.config import AdaptConfig
 from student_jax.pace import WARM_UP
 from student_jax.solve import NANO
 from student_jax.solver import Which
-from student_jax.vote import views_of
+from student_jax.vote import Said, views_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ class Work:
     task: Task  # blind
     config: SageConfig
     early_stop: bool = True
-    votes: tuple[tuple[tuple[Transform, Attempts], ...], ...] = ()  # views of each test input
+    votes: tuple[tuple[Said, ...], ...] = ()  # views of each test input
     learnt: int = 0  # steps of learning
     tier: Literal["tokens", "weights"] | None = None
     attempts: tuple[Attempts, ...] = ()  # none before the first step
@@ -140,8 +139,8 @@ def as_task(x0: Any, task_id: str) -> Task:
 def surety(attempts: Attempts) -> float:
     """Returns how sure the student is of the first attempt, in [0, 1]: of its least certain cell.
 
-    Averaged over the views, of which one that says something else there is not sure at all; so one
-    view and eight are measured alike, which the share of votes would not do.
+    Averaged over the views; so one view and eight are measured alike, which the share of votes
+    would not do.
     """
     if attempts.certainty is None:
         return attempts.confidence

@@ -22,7 +22,6 @@ import numpy as np
 from bridge import config as configs
 from bridge.arc import open_questions
 from bridge.arc_files import read_json
-from bridge.canvas import decode
 from bridge.errors import InputError
 from bridge.predictions import to_submission
 from student_jax.adapter import Adapter
@@ -256,7 +255,7 @@ class StudentPlugin:
         with self._turn:
             for question in open_questions(work.task):
                 said = np.asarray(self._engine.ready([self._engine.draw(question, new)]).run())
-                votes.append([(how.transform, decode(v)) for how, v in zip(new, said, strict=True)])
+                votes.append([(how.transform, v) for how, v in zip(new, said, strict=True)])
         before = work.votes or ((),) * len(votes)
         all_votes = tuple((*old, *more) for old, more in zip(before, votes, strict=True))
         attempts = tuple(tally(each) for each in all_votes)

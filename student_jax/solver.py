@@ -16,7 +16,7 @@ import optax
 
 from bridge import config as configs
 from bridge.arc import Question, Task, open_questions
-from bridge.canvas import Attempts, decode, decode_whole
+from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.store import FeatureStore, check_provenance
@@ -29,7 +29,7 @@ from student_jax.data import Bucket, Examples
 from student_jax.release import read_release
 from student_jax.step import make_mesh, replicated
 from student_jax.students import make_student
-from student_jax.vote import tally, views_of
+from student_jax.vote import Said, tally, views_of
 
 Which = Literal["latest", "best"]
 # (params, scaling, batch) -> log-probabilities f32[B, N, N, V]
@@ -131,15 +131,13 @@ def answer_all(
     predict: Predict, params: Any, scaling: Scaling, examples: Examples, views: int = 1
 ) -> dict[str, Attempts]:
     """Returns example_id -> attempts, in the order of the examples; all views in few calls."""
-    read = decode_whole if examples.model.kind == "original" else decode
-    answers: dict[int, list[tuple[Transform, Attempts]]] = defaultdict(list)
+    said: dict[int, list[Said]] = defaultdict(list)
     for batch, asked in calls(examples, views):
         log_probs = np.asarray(predict(params, scaling, batch))
         for (i, view), values in zip(asked, log_probs, strict=False):
-            answers[i].append((view, read(values)))
+            said[i].append((view, values))
     return {
-        example.question.example_id: tally(answers[i])
-        for i, example in enumerate(examples.examples)
+        example.question.example_id: tally(said[i]) for i, example in enumerate(examples.examples)
     }
 
 

@@ -1,24 +1,27 @@
-"""Many views of one question, one vote: exact grids are counted, then their probability decides.
+"""Many views of one question, one vote: which grid do all of them find likely?
 
-A view is the question turned and mirrored; the answer is mapped back before it counts.
-Source: VARC (arXiv 2511.14761) and HRM's evaluation (arXiv 2506.21734): exact-grid majority over
-augmented views, two attempts.
+A view is the question turned and mirrored. Counting exact grids, as VARC (arXiv 2511.14761) and
+HRM's evaluation (arXiv 2506.21734) do, asks each view for its own favorite alone; here every view
+judges every grid that any of them answered, as the ARChitects did with their transcriptions (arXiv
+2505.07859), and one that no view answered as a whole.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from statistics import fmean
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from bridge.arc import NUM_COLORS, Grid
-from bridge.canvas import Attempts
+from bridge.canvas import Attempts, decode, log_probs_of
 from bridge.errors import InputError
 from bridge.transforms import NUM_DIHEDRAL, Transform
+
+# A view, which recolors nothing, and the log-probabilities f32[N, N, V] that were answered to it.
+Said = tuple[Transform, npt.NDArray[np.floating]]
 
 
 def views_of(count: int) -> list[Transform]:
@@ -34,107 +37,76 @@ def views_of(count: int) -> list[Transform]:
     return [Transform(dihedral=i) for i in range(count)]
 
 
-@dataclass
-class _Candidate:
-    grid: Grid
-    log_probs: list[float] = field(default_factory=list)
+def tally(said: Sequence[Said]) -> Attempts:
+    """Returns two grids: that which all views together find likeliest, and another.
 
-
-def tally(answers: Sequence[tuple[Transform, Attempts]]) -> Attempts:
-    """Returns the two grids that most views answered; ties go to the higher mean log-probability.
-
-    Only each view's first attempt votes. Views that err in different cells may all be wrong and yet
-    know the answer, so they also vote on each cell by itself: what comes of that is the first
-    attempt where no two views answered alike, else the second, unless it is the winner again. Where
-    all views agree, the runner-up of the view that is surest is the second attempt.
+    Candidates are what the views answered, and what they say cell by cell: views that err in
+    different cells may all be wrong and yet know the answer. The first attempt is the candidate of
+    the highest product of probabilities, which one view may veto; the second, of those left, that
+    of the highest mean, for which one sure view suffices. Where there is but one candidate, the
+    runner-up of the view that is surest of it is the second attempt.
 
     Args:
-        answers: each view with what was answered to it.
+        said: what was answered to each view, on canvases of one size.
 
     Returns:
-        Attempts whose confidence is the winner's share of the votes; with one view, that view's.
+        Attempts whose confidence is the share of views that answered the first one; with one view,
+        that view's.
     """
-    if len(answers) == 1:
-        return _of_one(*answers[0])
-    ranked = _ranked(answers)
-    winner, grids = ranked[0], [candidate.grid for candidate in ranked]
-    by_cell = _cell_by_cell(grids, answers)
-    if by_cell is not None and not np.array_equal(by_cell, winner.grid):
-        place = 1 if len(winner.log_probs) > 1 else 0
-        grids = [grid for grid in grids if not np.array_equal(grid, by_cell)]
-        grids.insert(place, by_cell)
-    if len(grids) > 1:
-        second = grids[1]
-    else:
-        view, surest = max(answers, key=lambda answer: answer[1].log_prob)
-        second = view.inverse().grid(surest.second)
+    read = [_back(view, decode(values)) for view, values in said]
+    if len(said) == 1:
+        return read[0]
+    answered = [attempts.first for attempts in read]
+    candidates = _different([*answered, _cell_by_cell(answered, said)])
+    log_probs = np.array([[_log_prob(grid, *each) for each in said] for grid in candidates])
+    first, *others = np.argsort(-log_probs.sum(1), kind="stable").tolist()
+    others.sort(key=lambda i: -np.logaddexp.reduce(log_probs[i]))
+    grid = candidates[first]
     return Attempts(
-        grids[0],
-        second,
-        len(winner.log_probs) / len(answers),
-        log_prob=fmean(winner.log_probs),
-        candidates=tuple(grids),
-        certainty=_certainty(grids[0], answers),
+        grid,
+        candidates[others[0]] if others else read[int(log_probs[first].argmax())].second,
+        sum(np.array_equal(each, grid) for each in answered) / len(answered),
+        log_prob=float(log_probs[first].mean() / said[0][1][..., 0].size),
+        candidates=tuple(candidates[i] for i in (first, *others)),
+        certainty=np.mean([_certainty(grid, *each) for each in said], 0),
     )
 
 
-def _ranked(answers: Sequence[tuple[Transform, Attempts]]) -> list[_Candidate]:
-    """Counts the exact grids, the one with most votes first."""
-    candidates: dict[tuple[tuple[int, ...], bytes], _Candidate] = {}
-    for view, attempts in answers:
-        grid = view.inverse().grid(attempts.first)
-        candidate = candidates.setdefault((grid.shape, grid.tobytes()), _Candidate(grid))
-        candidate.log_probs.append(attempts.log_prob)
-    return sorted(candidates.values(), key=lambda c: (-len(c.log_probs), -fmean(c.log_probs)))
-
-
-def _cell_by_cell(
-    ranked: Sequence[Grid], answers: Sequence[tuple[Transform, Attempts]]
-) -> Grid | None:
-    """Returns each cell's most probable color, in the shape that most views answered.
-
-    Probabilities are averaged, not their logarithms: one view that is sure and wrong must not
-    overrule all others.
-    """
-    shapes = Counter(view.inverse().grid(attempts.first).shape for view, attempts in answers)
-    shape = max((grid.shape for grid in ranked), key=shapes.__getitem__)  # ties: the best ranked
-    colors = _mean_colors(shape, answers)
-    return None if colors is None else colors.argmax(-1).astype(np.uint8)
-
-
-def _of_one(view: Transform, attempts: Attempts) -> Attempts:
-    """Maps a single view's attempts back; nobody votes."""
+def _back(view: Transform, attempts: Attempts) -> Attempts:
+    """Maps attempts at a view back."""
     back = view.inverse()
-    certainty = None if attempts.certainty is None else back.turn(attempts.certainty)
     first, second = back.grid(attempts.first), back.grid(attempts.second)
-    return replace(attempts, first=first, second=second, certainty=certainty, colors=None)
+    certainty = None if attempts.certainty is None else back.turn(attempts.certainty)
+    return replace(attempts, first=first, second=second, certainty=certainty)
 
 
-def _mean_colors(
-    shape: tuple[int, ...], answers: Sequence[tuple[Transform, Attempts]]
-) -> npt.NDArray[np.float32] | None:
-    """Averages the views' probabilities of each color in the cells of a grid of that shape.
+def _different(grids: Sequence[Grid]) -> list[Grid]:
+    return list({(grid.shape, grid.tobytes()): grid for grid in grids}.values())
 
-    A view that answered another shape says nothing of them: it counts as probability 0.
 
-    Returns:
-        f32[R, C, 10]; None where a view has no probabilities.
+def _cell_by_cell(answered: Sequence[Grid], said: Sequence[Said]) -> Grid:
+    """Returns each cell's color of the highest mean probability, in the shape answered most often.
+
+    The mean of probabilities, not of their logarithms: one view that is sure and wrong of a cell
+    must not overrule all others.
     """
-    total = np.zeros((*shape, NUM_COLORS), np.float32)
-    for view, attempts in answers:
-        if attempts.colors is None:
-            return None
-        rows, cols = attempts.first.shape
-        if view.inverse().grid(attempts.first).shape == shape:
-            total += view.inverse().turn(attempts.colors[:rows, :cols])
-    return total / len(answers)
+    (shape, _), *_ = Counter(grid.shape for grid in answered).most_common(1)
+    total = np.zeros((*shape, NUM_COLORS))
+    for view, values in said:
+        rows, cols = view.turn(np.zeros(shape)).shape
+        total += view.inverse().turn(np.exp(values[:rows, :cols, :NUM_COLORS]))
+    return total.argmax(-1).astype(np.uint8)
+
+
+def _log_prob(grid: Grid, view: Transform, values: npt.NDArray[np.floating]) -> float:
+    """Returns the log-probability of a grid's whole canvas in a view, nats."""
+    return float(log_probs_of(view.grid(grid), values).sum(dtype=np.float64))
 
 
 def _certainty(
-    grid: Grid, answers: Sequence[tuple[Transform, Attempts]]
-) -> npt.NDArray[np.float32] | None:
-    """Returns the mean probability of each cell of a grid, f32[R, C]."""
-    colors = _mean_colors(grid.shape, answers)
-    if colors is None:
-        return None
-    return np.take_along_axis(colors, grid[..., None].astype(np.intp), axis=-1)[..., 0]
+    grid: Grid, view: Transform, values: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float32]:
+    """Returns the probability of each cell of a grid in a view, f32[R, C]."""
+    seen = view.grid(grid)
+    rows, cols = seen.shape
+    return view.inverse().turn(np.exp(log_probs_of(seen, values)[:rows, :cols]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bridge.arc import Pair, Task
-from bridge.canvas import Attempts
+from bridge.canvas import to_canvas
 from bridge.errors import InputError
 from bridge.stop import Stop
 from bridge.transforms import Transform
@@ -213,7 +213,7 @@ def test_each_round_goes_through_all_rates_and_only_what_is_fitted_votes(tasks):
         course.see(0.1, 1.0, exact=True)
     assert course.is_fitted
     black, white = (
-        Attempts(np.full((1, 1), color, np.uint8), np.ones((2, 2), np.uint8), 0.5, log_prob=-1.0)
+        np.log(np.where(np.eye(12)[to_canvas(np.full((1, 1), color, np.uint8), 8)] > 0, 0.89, 0.01))
         for color in (0, 1)
     )
     as_it_is = Transform()

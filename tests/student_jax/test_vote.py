@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from bridge.canvas import NUM_CLASSES, Attempts, decode, to_canvas
+from bridge.canvas import NUM_CLASSES, decode, to_canvas
 from bridge.errors import InputError
 from bridge.transforms import Transform
 from student_jax.vote import tally, views_of
@@ -11,11 +11,22 @@ from tests.conftest import make_grid
 
 RNG = np.random.default_rng(0)
 A, B, C = (make_grid(RNG, 2, 3) for _ in range(3))
+SIDE = 8
 
 
-def seen(view, first, log_prob, second=C):
-    """What a student answers to a view whose right answer is `first`, before mapping back."""
-    return view, Attempts(view.grid(first), view.grid(second), 0.5, log_prob)
+def says(view, grid, sure=0.75, doubted=None):
+    """What a student answers to a view, each class of its canvas with probability `sure`.
+
+    In the doubted cell, another color is as good as its own.
+    """
+    right = np.eye(NUM_CLASSES, dtype=bool)[to_canvas(view.grid(grid), SIDE)]
+    probabilities = np.where(right, sure, (1 - sure) / (NUM_CLASSES - 1))
+    if doubted:
+        mark = np.zeros(grid.shape, bool)
+        mark[doubted] = True
+        ((row, col),) = np.argwhere(view.turn(mark))
+        probabilities[row, col, (grid[doubted] + 1) % 10] = sure * 0.99
+    return view, np.log(probabilities).astype(np.float32)
 
 
 @pytest.mark.parametrize("count", range(1, 9))
@@ -32,98 +43,73 @@ def test_there_are_no_more_views_than_symmetries(count):
         views_of(count)
 
 
-def test_most_votes_win_then_the_higher_mean_log_probability():
-    views = views_of(8)
-    answers = [(A, -0.9), (A, -0.9), (B, -0.5), (B, -0.6), (C, -0.01)]
-    got = tally([seen(v, *a) for v, a in zip(views[3:], answers, strict=True)])
-    np.testing.assert_array_equal(got.first, B)
-    np.testing.assert_array_equal(got.second, A)
-    assert got.confidence == 2 / 5
-    assert got.log_prob == pytest.approx(-0.55)
-    assert len(got.candidates) == 3
-    np.testing.assert_array_equal(got.candidates[2], C)
-
-
-def test_unanimous_views_leave_the_second_attempt_to_the_surest_runner_up():
-    views = views_of(3)
-    got = tally(
-        [
-            seen(views[0], A, -0.9, second=B),
-            seen(views[1], A, -0.1, second=C),
-            seen(views[2], A, -0.5, second=B),
-        ]
-    )
-    np.testing.assert_array_equal(got.first, A)
-    np.testing.assert_array_equal(got.second, C)
-    assert got.confidence == 1
-
-
-def test_one_view_is_what_the_student_said():
-    got = tally([(Transform(), Attempts(A, B, 0.25, -0.5))])
+def test_the_grid_that_all_views_together_find_likeliest_is_the_first():
+    """Independent oracle: the product of probabilities over whole canvases, counted by hand."""
+    views, sure = views_of(5), (0.9, 0.9, 0.5, 0.5, 0.5)
+    said = [says(*each) for each in zip(views, (A, A, B, B, B), sure, strict=True)]
+    got = tally(said)
+    # B has more votes, but the two views that say A are surer than the three that say B.
     np.testing.assert_array_equal(got.first, A)
     np.testing.assert_array_equal(got.second, B)
-    assert (got.confidence, got.log_prob, got.candidates) == (0.25, -0.5, ())
-
-
-def test_student_that_sees_through_transforms_votes_unanimously():
-    """The same answer in every view, as an equivariant student would give it."""
-    views = views_of(8)
-    got = tally([seen(view, A, -0.1 * i) for i, view in enumerate(views)])
-    np.testing.assert_array_equal(got.first, A)
-    assert (got.confidence, len(got.candidates)) == (1, 1)
-
-
-def says(view, grid, wrong=(), sure=0.75, side=8):
-    """What a student answers to a view: `grid`, but for cells where it is sure of color 9."""
-    said = grid.copy()
-    for cell in wrong:
-        said[cell] = 9
-    canvas = to_canvas(view.grid(said), side)
-    rest = (1 - sure) / (NUM_CLASSES - 1)
-    return view, decode(np.log(np.where(np.eye(NUM_CLASSES)[canvas] > 0, sure, rest)))
+    assert (got.confidence, len(got.candidates)) == (2 / 5, 2)
+    cells, differ = SIDE**2, int((A != B).sum())
+    right, wrong = np.log(0.5), np.log(0.5 / 11)
+    of_a = 2 * cells * np.log(0.9) + 3 * ((cells - differ) * right + differ * wrong)
+    assert got.log_prob == pytest.approx(of_a / (5 * cells), rel=1e-5)
 
 
 def test_views_that_err_in_different_cells_agree_cell_by_cell():
-    cells = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    truth = np.zeros((2, 3), np.uint8)
-    apart = [says(view, truth, [cell]) for view, cell in zip(views_of(6), cells, strict=True)]
-    got = tally(apart)
+    truth, said = np.zeros((2, 3), np.uint8), []
+    for view, cell in zip(views_of(6), np.ndindex(2, 3), strict=True):
+        wrong = truth.copy()
+        wrong[cell] = 9
+        said.append(says(view, wrong))
+    got = tally(said)
     np.testing.assert_array_equal(got.first, truth)  # which no view answered
-    assert len(got.candidates) == 7
-    assert got.confidence == 1 / 6
-    rest = 0.25 / (NUM_CLASSES - 1)
-    np.testing.assert_allclose(got.certainty, np.full((2, 3), (5 * 0.75 + rest) / 6), rtol=1e-5)
+    assert (got.confidence, len(got.candidates)) == (0, 7)
 
 
-def test_what_two_views_answered_alike_comes_before_what_the_cells_say():
-    truth = np.zeros((2, 3), np.uint8)
-    wrong = [[(0, 0)], [(0, 0)], [(0, 1)], [(0, 2)], [(1, 1)]]
-    got = tally([says(view, truth, each) for view, each in zip(views_of(5), wrong, strict=True)])
-    assert got.first[0, 0] == 9
-    assert got.confidence == 2 / 5
-    np.testing.assert_array_equal(got.second, truth)
+def test_one_sure_view_is_enough_for_the_second_attempt():
+    views = views_of(6)
+    grids, sure = (A, A, A, B, B, C), (0.8, 0.8, 0.8, 0.5, 0.5, 0.99)
+    got = tally([says(*each) for each in zip(views, grids, sure, strict=True)])
+    np.testing.assert_array_equal(got.first, A)
+    np.testing.assert_array_equal(got.second, C)  # two views say B, less surely
 
 
-def test_winner_that_the_cells_say_too_leaves_the_second_attempt_to_the_runner_up():
-    truth = np.zeros((2, 3), np.uint8)
-    wrong = [[], [], [(0, 1)]]
-    got = tally([says(view, truth, each) for view, each in zip(views_of(3), wrong, strict=True)])
-    np.testing.assert_array_equal(got.first, truth)
-    assert got.second[0, 1] == 9
-    assert len(got.candidates) == 2
+def test_unanimous_views_leave_the_second_attempt_to_the_runner_up_of_the_surest():
+    sure, doubted = (0.6, 0.9, 0.7), ((0, 0), (1, 1), (1, 2))
+    said = [says(view, A, *each) for view, *each in zip(views_of(3), sure, doubted, strict=True)]
+    got = tally(said)
+    np.testing.assert_array_equal(got.first, A)
+    assert np.argwhere(got.second != A).tolist() == [[1, 1]]
+    assert (got.confidence, len(got.candidates)) == (1, 1)
 
 
-def test_views_of_another_shape_have_no_say_in_the_cells():
-    truth, other = np.zeros((2, 3), np.uint8), np.ones((1, 4), np.uint8)
-    views = views_of(3)
-    got = tally([says(views[0], truth), says(views[1], truth), says(views[2], other)])
-    np.testing.assert_array_equal(got.first, truth)
-    np.testing.assert_allclose(got.certainty, np.full((2, 3), 0.5), rtol=1e-5)
+@pytest.mark.parametrize("view", views_of(8))
+def test_one_view_is_what_the_student_said(view):
+    seen = says(view, A, 0.9)
+    got, plain = tally([seen]), decode(seen[1])
+    np.testing.assert_array_equal(got.first, A)
+    np.testing.assert_array_equal(view.grid(got.second), plain.second)
+    np.testing.assert_array_equal(view.turn(got.certainty), plain.certainty)
+    assert (got.confidence, got.candidates) == (plain.confidence, ())
 
 
-def test_without_probabilities_no_cell_is_certain():
+def test_a_cell_is_as_certain_as_the_views_are_in_the_mean():
+    got = tally([says(*each) for each in zip(views_of(4), (A, A, A, B), strict=True)])
+    np.testing.assert_array_equal(got.first, A)
+    expected = (3 * 0.75 + np.where(A == B, 0.75, 0.25 / 11)) / 4
+    np.testing.assert_allclose(got.certainty, expected, rtol=1e-5)
+
+
+def test_views_of_the_original_vote_on_whole_canvases():
+    said = RNG.dirichlet(np.ones(10), (2, 4, 4))
     views = views_of(2)
-    assert tally([says(views[0], A), seen(views[1], A, -1.0)]).certainty is None
+    got = tally([(view, np.log(view.turn(each))) for view, each in zip(views, said, strict=True)])
+    candidates = [each.argmax(-1) for each in (*said, said.mean(0))]
+    products = [np.take_along_axis(np.log(said).sum(0), c[..., None], -1).sum() for c in candidates]
+    np.testing.assert_array_equal(got.first, candidates[int(np.argmax(products))])
 
 
 def test_solve_with_views_writes_candidates_and_scores_the_oracle(
