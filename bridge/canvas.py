@@ -57,9 +57,9 @@ class Attempts:
 
     first: Grid
     second: Grid
-    confidence: float  # in [0, 1]: of the first canvas' least certain cell, or the share of votes
+    confidence: float  # in [0, 1]: of the first canvas' least certain cell, or the share of views
     log_prob: float = 0.0  # mean over the first canvas' cells, nats
-    candidates: tuple[Grid, ...] = ()  # all that was answered in a vote, best first
+    candidates: tuple[Grid, ...] = ()  # of a vote, best first
     certainty: npt.NDArray[np.float32] | None = None  # f32[R, C], of each cell of the first
 
 

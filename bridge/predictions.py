@@ -4,7 +4,7 @@
      "confidence": {task_id: [number, ...]}, "candidates": {task_id: [[grid, ...], ...]}}
 
 `submission` is Kaggle's format: one entry per test input, in order. `candidates`, of a vote, are
-all grids that any view answered, best first: the oracle score asks if the right one is among them.
+all grids that it chose from, best first: the oracle score asks if the right one is among them.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Course:
     lesson: Lesson
     rounds: int  # at most
     steps: int = 0  # in all rounds
-    answers: list[list[Said]] = field(default_factory=list)  # of all rounds, to each test input
+    answers: list[list[Sequence[Said]]] = field(default_factory=list)  # to each test input, a round
     fit: float = 0.0  # of the last round that votes
     loss: float = math.nan  # of the last step, nats a cell
     closed: int = 0  # rounds that are over
@@ -87,7 +87,7 @@ class Course:
         if not self.answers:
             self.answers = [[] for _ in said]
         for answers, each in zip(self.answers, said, strict=True):
-            answers.extend(each)
+            answers.append(each)
         self.fit, self.closed = self.recent, self.closed + 1
         self._began, self._cells, self._in_a_row = None, [], 0
 
@@ -97,4 +97,4 @@ class Course:
 
     def attempts(self) -> tuple[Attempts, ...]:
         """What all views of all rounds agree on, for each test input; the confidence is the fit."""
-        return tuple(replace(tally(said), confidence=self.fit) for said in self.answers)
+        return tuple(replace(tally(*rounds), confidence=self.fit) for rounds in self.answers)

@@ -139,7 +139,7 @@ def as_task(x0: Any, task_id: str) -> Task:
 def surety(attempts: Attempts) -> float:
     """Returns how sure the student is of the first attempt, in [0, 1]: of its least certain cell.
 
-    Averaged over the views; so one view and eight are measured alike, which the share of votes
+    Averaged over the views; so one view and eight are measured alike, which the share of views
     would not do.
     """
     if attempts.certainty is None:

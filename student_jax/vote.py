@@ -37,29 +37,36 @@ def views_of(count: int) -> list[Transform]:
     return [Transform(dihedral=i) for i in range(count)]
 
 
-def tally(said: Sequence[Said]) -> Attempts:
-    """Returns two grids: that which all views together find likeliest, and another.
+def tally(*models: Sequence[Said]) -> Attempts:
+    """Returns two grids: that which models find likeliest in all their views, and another.
 
     Candidates are what the views answered, and what they say cell by cell: views that err in
-    different cells may all be wrong and yet know the answer. The first attempt is the candidate of
-    the highest product of probabilities, which one view may veto; the second, of those left, that
-    of the highest mean, for which one sure view suffices. Where there is but one candidate, the
-    runner-up of the view that is surest of it is the second attempt.
+    different cells may all be wrong and yet know the answer. A model's views multiply their
+    probabilities of each candidate, so that one may veto; several models, each of which may be the
+    one that understood, are averaged. The best of that is the first attempt. The second is, of
+    those left, that of the highest mean over all views, for which one sure view suffices. Where
+    there is but one candidate, it is the runner-up of the view that is surest of it.
 
     Args:
-        said: what was answered to each view, on canvases of one size.
+        models: what was answered to each view, on canvases of one size; by one model or several.
 
     Returns:
         Attempts whose confidence is the share of views that answered the first one; with one view,
         that view's.
     """
+    said = [each for model in models for each in model]
     read = [_back(view, decode(values)) for view, values in said]
     if len(said) == 1:
         return read[0]
     answered = [attempts.first for attempts in read]
     candidates = _different([*answered, _cell_by_cell(answered, said)])
-    log_probs = np.array([[_log_prob(grid, *each) for each in said] for grid in candidates])
-    first, *others = np.argsort(-log_probs.sum(1), kind="stable").tolist()
+    judged = [
+        [[_log_prob(grid, *each) for each in model] for grid in candidates] for model in models
+    ]
+    products = np.stack([np.sum(each, 1) for each in judged], 1)  # [candidates, models]
+    posterior = np.logaddexp.reduce(products - np.logaddexp.reduce(products, 0), 1)
+    first, *others = np.argsort(-posterior, kind="stable").tolist()
+    log_probs = np.hstack(judged)  # [candidates, views]
     others.sort(key=lambda i: -np.logaddexp.reduce(log_probs[i]))
     grid = candidates[first]
     return Attempts(

@@ -77,6 +77,16 @@ def test_one_sure_view_is_enough_for_the_second_attempt():
     np.testing.assert_array_equal(got.second, C)  # two views say B, less surely
 
 
+def test_models_are_averaged_so_that_a_sure_one_cannot_overrule_two():
+    views = views_of(2)
+    two = [[says(view, A, sure) for view in views] for sure in (0.6, 0.7)]
+    sure = [says(view, B, 1 - 1e-9) for view in views]
+    np.testing.assert_array_equal(tally(*two, sure).first, A)
+    np.testing.assert_array_equal(tally(*two, sure).second, B)
+    together = [each for model in (*two, sure) for each in model]
+    np.testing.assert_array_equal(tally(together).first, B)  # the views of one model multiply
+
+
 def test_unanimous_views_leave_the_second_attempt_to_the_runner_up_of_the_surest():
     sure, doubted = (0.6, 0.9, 0.7), ((0, 0), (1, 1), (1, 2))
     said = [says(view, A, *each) for view, *each in zip(views_of(3), sure, doubted, strict=True)]
