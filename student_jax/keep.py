@@ -1,4 +1,4 @@
-"""Kept, as it is slow to come by: memory for the next call, programs for the next process."""
+"""Kept, as it is slow to come by: memory for the next call, programs while there is room."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 
 from student_jax.memory import keep_memory
+
+MAPS, MOST_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")  # Linux alone
 
 
 def keep_memory_and_programs() -> None:
@@ -30,3 +32,16 @@ def keep_programs() -> Path:
     # Everything: an answer has two programs, and small ones compile in less than JAX's second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
+
+
+def make_room_for_programs() -> None:
+    """Forgets compiled programs where the process has half of the memory maps that it may have.
+
+    XLA compiles a program for a CPU into many functions, each of which takes maps of its own; with
+    65,530, Linux's default, nothing can be compiled any more: "Cannot allocate memory". What is
+    needed again is read from disk, or compiled again.
+    """
+    if not (MAPS.is_file() and MOST_MAPS.is_file()):
+        return
+    if 2 * len(MAPS.read_bytes().splitlines()) > int(MOST_MAPS.read_text()):
+        jax.clear_caches()

@@ -36,6 +36,7 @@ from student_jax.adapter import Adapter
 from student_jax.baselines import BASELINES, baseline
 from student_jax.config import AdaptConfig, TrainConfig
 from student_jax.cores import use_every_core
+from student_jax.keep import make_room_for_programs
 from student_jax.memory import begin_with_mimalloc
 from student_jax.metrics import score
 from student_jax.solver import by_task, load_solver
@@ -162,6 +163,7 @@ def held_out(config: AblateConfig) -> dict[str, Task]:
 
 def measure(config: AblateConfig, name: str, seed: int) -> list[dict[str, Any]]:
     """Trains one variant and scores it in both tiers, in one view and in a vote."""
+    make_room_for_programs()
     settings = settings_of(config, name, seed)
     for weights, title in STORES.items():
         if name == title:

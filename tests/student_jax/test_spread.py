@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from bridge.stop import Stop
+from student_jax import keep
 from student_jax.cores import count_cores, use_every_core
 from student_jax.memory import keep_memory
 from student_jax.spread import spread
@@ -149,3 +150,18 @@ def test_freed_memory_serves_the_next_call_without_the_kernel():
         libc.free(block)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults[2] < size / 4096 / 10
+
+
+@pytest.mark.parametrize(("maps", "kept"), [(30, 1), (40, 0)])
+def test_programs_are_forgotten_before_the_kernel_has_no_maps_left(
+    tmp_path, monkeypatch, maps, kept
+):
+    cleared = []
+    monkeypatch.setattr(keep, "MAPS", tmp_path / "maps")
+    monkeypatch.setattr(keep, "MOST_MAPS", tmp_path / "most")
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
+    keep.make_room_for_programs()  # a system without such files
+    (tmp_path / "maps").write_text("7f00-7f01 r-xp\n" * maps)
+    (tmp_path / "most").write_text("70\n")
+    keep.make_room_for_programs()
+    assert len(cleared) == 1 - kept
