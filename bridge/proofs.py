@@ -14,7 +14,7 @@ import numpy as np
 
 from bridge import weights
 from bridge.arc import Grid
-from bridge.canvas import classes_of, decode
+from bridge.canvas import classes_of, decode, log_probs_of
 from bridge.errors import InputError
 from bridge.weights import Array
 
@@ -153,9 +153,8 @@ def is_near_tie(log_probs: Array, one: Grid, other: Grid) -> bool:
         one: an answer.
         other: another.
     """
-    first, second = (classes_of(grid, log_probs)[..., None] for grid in (one, other))
-    differ = (first != second)[..., 0]
-    lead = np.take_along_axis(log_probs, first, -1) - np.take_along_axis(log_probs, second, -1)
+    differ = classes_of(one, log_probs) != classes_of(other, log_probs)
+    lead = log_probs_of(one, log_probs) - log_probs_of(other, log_probs)
     return abs(float(lead.sum(dtype=np.float64))) <= 2 * TOLERANCE * int(differ.sum())
 
 
