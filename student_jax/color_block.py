@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from student_jax.depthwise import depthwise_3x3
 from student_jax.normalize import softmax
 from student_jax.trunk import PreNorm
 
@@ -67,27 +68,6 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate([even * cos - odd * sin, even * sin + odd * cos], -1)
 
 
-def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves every channel of a canvas with its own 3 x 3 kernel, zeros outside.
-
-    Nine shifted products: XLA's grouped convolution is slow on CPUs; this exports anywhere, too.
-
-    Args:
-        x: [B, N, N, C, M].
-        kernel: [3, 3, M].
-    """
-    side = x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    return sum(
-        (
-            padded[:, i : i + side, j : j + side] * kernel[i, j].reshape(1, 1, 1, 1, -1)
-            for i in range(3)
-            for j in range(3)
-        ),
-        start=jnp.zeros(x.shape, jnp.result_type(x, kernel)),
-    )
-
-
 def mean_color(x: jax.Array, shown: jax.Array) -> jax.Array:
     """Averages [B, T, C, D] over the colors that are shown, bool[B, C]: [B, T, D]."""
     weights = shown / jnp.maximum(shown.sum(-1, keepdims=True), 1)
@@ -125,10 +105,8 @@ class ColorBlock(PreNorm):
         config, (batch, tokens, colors, width) = self.config, x.colors.shape
         heads, mean = config.heads, self._mean("read", x, where)
         key_width = config.key_width // heads
-        query, key = (
-            rotate(self.dense((heads, key_width), name, mean), where.angles)
-            for name in ("query", "key")
-        )
+        both = self.dense_each((heads, key_width), ("query", "key"), mean)
+        query, key = (rotate(each, where.angles) for each in both)
         scores = jnp.einsum("bqhk,bthk->bhqt", query, key).astype(jnp.float32)
         scores = scores / math.sqrt(key_width)
         if where.mask is not None:
@@ -137,29 +115,25 @@ class ColorBlock(PreNorm):
         value = self.dense((heads, width // heads), "value", x.colors)  # [B, T, C, H, D / H]
         value = value.transpose(0, 3, 1, 2, 4).reshape(batch, heads, tokens, -1)
         read = (weights @ value).reshape(batch, heads, tokens, colors, -1)
-        out = self.dense(width, "out", read.transpose(0, 2, 3, 1, 4), axis=(-2, -1))
+        out = self.dense(width, "out", read.transpose(0, 2, 3, 1, 4), axes=2)
         if x.invariant is None:
             return States(out)
         value = self.dense((heads, key_width), "invariant_value", mean)
         read = jnp.einsum("bhqt,bthk->bqhk", weights, value)
-        return States(out, self.dense(mean.shape[-1], "invariant_out", read, axis=(-2, -1)))
+        return States(out, self.dense(mean.shape[-1], "invariant_out", read, axes=2))
 
     def mlp(self, x: States, where: Scene) -> States:
         """Changes each token's states."""
         config, mean = self.config, self._mean("mix", x, where)
-        gate, up = (
-            self.dense(config.mlp_width, name, x.colors)
-            + self.dense(config.mlp_width, f"mean_{name}", mean)[:, :, None]
-            for name in ("gate", "up")
-        )
+        own = self.dense_each(config.mlp_width, ("gate", "up"), x.colors)
+        shared = self.dense_each(config.mlp_width, ("mean_gate", "mean_up"), mean)
+        gate, up = (y + z[:, :, None] for y, z in zip(own, shared, strict=True))
         hidden = self._mix("conv", nn.silu(gate) * up, where.side)  # [B, T, C, M]
         down = self.dense(x.colors.shape[-1], "down", hidden)
         if x.invariant is None:
             return States(down)
-        gate, up = (
-            self.dense(config.invariant_mlp_width, f"invariant_{name}", mean)
-            for name in ("gate", "up")
-        )
+        names = ("invariant_gate", "invariant_up")
+        gate, up = self.dense_each(config.invariant_mlp_width, names, mean)
         hidden = self._mix("invariant_conv", (nn.silu(gate) * up)[:, :, None], where.side)[:, :, 0]
         return States(down, self.dense(mean.shape[-1], "invariant_down", hidden))
 

@@ -59,10 +59,11 @@ class Learner:
         """Prepares the programs; arguments as in `ModelConfig` and `AdaptConfig`."""
         self._own = ANSWERING if tier == "weights" else ()
         self._model = make_student(model, feature_width)
-        self._tx = optax.chain(
+        clipped = optax.chain(
             optax.clip_by_global_norm(1.0),
             optax.adamw(1.0, b2=0.98, weight_decay=weight_decay),  # the rate comes later
         )
+        self._tx = optax.flatten(clipped)  # one long vector: a CPU pays for each array
         self._smallest = smallest_batch(model, feature_width)
         self.begin = jax.jit(jax.vmap(self._begin, in_axes=(None, 0)))
         self.begin_anew = jax.jit(jax.vmap(self._begin_anew))

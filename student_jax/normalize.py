@@ -86,5 +86,13 @@ def _product_with_ones(x: jax.Array) -> jax.Array:
     return x @ jnp.ones((x.shape[-1], 1), x.dtype)
 
 
+def sum_rows(x: jax.Array) -> jax.Array:
+    """Sums all rows of [*B, D], f32[D]."""
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return jax.lax.platform_dependent(
+        rows, cpu=lambda y: (jnp.ones((1, len(y)), y.dtype) @ y)[0], default=lambda y: y.sum(0)
+    )
+
+
 def _plain_sum(x: jax.Array) -> jax.Array:
     return x.sum(-1, keepdims=True)

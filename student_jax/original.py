@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from bridge.arc import MAX_SIDE, NUM_COLORS
 from student_jax.batch import Array, Batch, StudentOutput, check_features
 from student_jax.config import ModelConfig
-from student_jax.trunk import DType, keep_bias
+from student_jax.linear import keep_bias
+from student_jax.trunk import DType
 
 normal = nn.initializers.normal(0.02)
 EPSILON = 1e-5  # torch.nn.LayerNorm's default

@@ -16,9 +16,10 @@ from bridge.canvas import NUM_CLASSES
 from student_jax.batch import Batch, StudentOutput, check_features
 from student_jax.config import ModelConfig
 from student_jax.grid_student import GridStudent
+from student_jax.linear import keep_bias
 from student_jax.normalize import LayerNorm
 from student_jax.original import OriginalStudent
-from student_jax.trunk import Block, Projector, Trunk, keep_bias
+from student_jax.trunk import Block, Projector, Trunk
 
 
 class FeatureStudent(nn.Module):

@@ -6,7 +6,8 @@ In the shape descriptions: `B` batch, `T` tokens, `D` width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,22 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from student_jax.config import ModelConfig
+from student_jax.linear import Weights, linear_each
 from student_jax.normalize import LayerNorm
 from student_jax.terms import orthogonal
 
 # A state is an array, or several: these begin the names of the weights that belong to each alone.
 PARTS = ("", "invariant_")
 DType = Any  # jnp.float32 or jnp.bfloat16, of activations; weights are f32
-
-
-def keep_bias(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
-    """Casts a layer's input and kernel, and leaves its bias in f32.
-
-    Added in f32, a bias gets its gradient in f32: summed over tokens in bf16, ones stop at 256.
-    """
-    del inexact
-    values, bias = args[:2], args[2:]
-    return [*(jnp.asarray(value, dtype) for value in values), *bias]
 
 
 class Projector(nn.Module):
@@ -100,16 +92,30 @@ class PreNorm(nn.Module):
         raise NotImplementedError
 
     def dense(
-        self,
-        shape: int | tuple[int, ...],
-        name: str,
-        x: jax.Array,
-        axis: int | tuple[int, ...] = -1,
+        self, shape: int | tuple[int, ...], name: str, x: jax.Array, axes: int = 1
     ) -> jax.Array:
-        """Makes a linear layer and applies it, in the compute dtype."""
-        dtype = jnp.dtype(self.config.compute)
-        layer = nn.DenseGeneral(shape, axis, dtype=dtype, promote_dtype=keep_bias, name=name)
-        return layer(x).astype(dtype)
+        """Makes a linear layer and applies it in the compute dtype; see `dense_each`."""
+        return self.dense_each(shape, (name,), x, axes)[0]
+
+    def dense_each(
+        self, shape: int | tuple[int, ...], names: Sequence[str], x: jax.Array, axes: int = 1
+    ) -> list[jax.Array]:
+        """Makes several linear layers of the same input and applies them in the compute dtype.
+
+        Args:
+            shape: of what each of them returns.
+            names: of the layers.
+            x: [*B, *D].
+            axes: how many of the last ones a layer reads.
+
+        Returns:
+            [*B, *shape] of each.
+        """
+        leaving = shape if isinstance(shape, tuple) else (shape,)
+        weights = [Weights(x.shape[-axes:], leaving, name=name)() for name in names]
+        rows = x.reshape(-1, math.prod(x.shape[-axes:]))
+        products = linear_each(rows, weights, jnp.dtype(self.config.compute))
+        return [y.reshape(*x.shape[:-axes], *leaving) for y in products]
 
     def _norm(self, name: str, x: Any) -> Any:
         dtype = jnp.dtype(self.config.compute)
@@ -127,12 +133,12 @@ class Block(PreNorm):
         """Maps [B, T, D] to [B, T, D]."""
         heads, width = self.config.heads, x.shape[-1]
         shape = (heads, width // heads)
-        query, key, value = (self.dense(shape, name, x) for name in ("query", "key", "value"))
+        query, key, value = self.dense_each(shape, ("query", "key", "value"), x)
         fused = "cudnn" if query.dtype == jnp.bfloat16 and has_fused_attention(*shape) else None
         attended = jax.nn.dot_product_attention(
             query, key, value, mask=where[:, None, None, :], implementation=fused
         )
-        return self.dense(width, "out", attended, axis=(-2, -1))
+        return self.dense(width, "out", attended, axes=2)
 
     def mlp(self, x: jax.Array, where: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""

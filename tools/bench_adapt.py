@@ -59,6 +59,8 @@ class BenchAdaptConfig:
     """a run, or a released student's folder"""
     sides: tuple[int, ...] = (8, 12)
     """of the canvases"""
+    colors: tuple[int, ...] = (4, 10)
+    """that tasks show: cost follows them"""
     tasks: tuple[int, ...] = (1, 8)
     """at once on each of JAX's devices, a CPU's cores; PyTorch takes all in turn, on all cores"""
     copies: int = 1
@@ -71,14 +73,15 @@ class BenchAdaptConfig:
 
 
 def main(config: BenchAdaptConfig) -> None:
-    """Measure every canvas side and number of tasks."""
+    """Measure every canvas side, number of colors and number of tasks."""
     under = conditions("jax", "flax", "optax", "torch")
     use_every_core(apart=True)
     solver = load_solver(config.checkpoint)
     ceiling = matmul_ceiling(solver.config.model.compute) / 1e9  # GFLOP/s, all cores
     rows = [
-        measure(config, solver, side, count, ceiling)
+        measure(config, solver, side, colors, count, ceiling)
         for side in config.sides
+        for colors in config.colors
         for count in config.tasks
     ]
     result = {
@@ -91,26 +94,33 @@ def main(config: BenchAdaptConfig) -> None:
         "rows": rows,
     }
     table = Table(
-        *("canvas", "tasks a device", "JAX\ntask-steps/s", "PyTorch\ntask-steps/s", "ratio"),
+        *(
+            "canvas",
+            "colors",
+            "tasks a device",
+            "JAX\ntask-steps/s",
+            "PyTorch\ntask-steps/s",
+            "ratio",
+        ),
         *("at most", "share of\nceiling"),
     )
     for row in rows:
         names = ("jax", "torch", "jax_over_torch", "at_most", "share_of_ceiling")
         numbers = (f"{row[name]:.2f}" for name in names)
-        table.add_row(str(row["side"]), str(row["tasks"]), *numbers)
+        table.add_row(*(str(row[name]) for name in ("side", "colors", "tasks")), *numbers)
     Console().print(table)
     if config.out:
         write_text(config.out, json.dumps(result, indent=1) + "\n")
 
 
 def measure(
-    config: BenchAdaptConfig, solver: Solver, side: int, count: int, ceiling: float
+    config: BenchAdaptConfig, solver: Solver, side: int, colors: int, count: int, ceiling: float
 ) -> dict[str, Any]:
     """Times both sides in turn: `count` tasks at once on every device, and all of them in turn."""
     learning = AdaptConfig(copies=config.copies, lr=RATE)
     learner = learner_of(solver.config.model, solver.feature_width, learning)
     devices = jax.local_devices()
-    lessons = [random_lesson(side, i) for i in range(count * len(devices))]
+    lessons = [random_lesson(side, colors, i) for i in range(count * len(devices))]
     plain = [show_plainly(lesson) for lesson in lessons]
     groups = [
         Group(learner, learning, jax.device_put(solver.params, device), plain[i :: len(devices)])
@@ -150,6 +160,7 @@ def measure(
     gflop = groups[0].flops(first) / 1e9
     return {
         "side": side,
+        "colors": colors,
         "tasks": count,
         **pace,
         "jax_over_torch": median(ratios),
@@ -193,10 +204,10 @@ class Group:
             )
 
 
-def random_lesson(side: int, seed: int) -> Lesson:
+def random_lesson(side: int, colors: int, seed: int) -> Lesson:
     """A task of random grids that fills its canvas; its time does not hang on what it shows."""
     rng = np.random.default_rng(seed)
-    grid = lambda: rng.integers(0, 10, (side - 1, side - 1)).tolist()  # noqa: E731
+    grid = lambda: rng.integers(0, colors, (side - 1, side - 1)).tolist()  # noqa: E731
     pairs = [{"input": grid(), "output": grid()} for _ in range(PAIRS)]
     task: Task = parse_task(f"r{seed}", {"train": pairs, "test": [{"input": grid()}]}, "random")
     return make_lesson(task)

@@ -1,0 +1,94 @@
+"""Linear layers, several of the same input as one product, and their gradients.
+
+A CPU's small products cost more for being many than for being large, and of the two ways to
+multiply for a kernel's gradient XLA is left with the one that turns the larger array around
+(docs/grid-student.md).
+
+In the shape descriptions: `R` rows, `D` width entering, `E` width leaving.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from student_jax.normalize import sum_rows
+
+# Kernels that have no more weights than this, all together, are copied into one for one product.
+SMALL = 2**16
+
+
+class Weights(nn.Module):
+    """The weights of `flax.linen.DenseGeneral`, by its names and drawn as it draws them."""
+
+    entering: tuple[int, ...]
+    leaving: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        """Returns the kernel f32[D, E] and the bias f32[E]."""
+        flat = (math.prod(self.entering), math.prod(self.leaving))
+
+        def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return nn.initializers.lecun_normal()(key, flat).reshape(shape)
+
+        kernel = self.param("kernel", draw, (*self.entering, *self.leaving))
+        bias = self.param("bias", nn.initializers.zeros, self.leaving)
+        return kernel.reshape(flat), bias.reshape(-1)
+
+
+def keep_bias(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """Casts a layer's input and kernel, and leaves its bias in f32.
+
+    Added in f32, a bias gets its gradient in f32: summed over tokens in bf16, ones stop at 256.
+    """
+    del inexact
+    values, bias = args[:2], args[2:]
+    return [*(jnp.asarray(value, dtype) for value in values), *bias]
+
+
+def linear_each(
+    x: jax.Array, weights: Sequence[tuple[jax.Array, jax.Array]], dtype: Any
+) -> list[jax.Array]:
+    """Applies several layers of equal widths to rows [R, D]: [R, E] of each; see `linear`."""
+    if sum(kernel.size for kernel, _ in weights) > SMALL:
+        return [linear(x, *each, dtype) for each in weights]
+    kernel, bias = (jnp.concatenate(each, -1) for each in zip(*weights, strict=True))
+    return jnp.split(linear(x, kernel, bias, dtype), len(weights), -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
+    """Multiplies rows [R, D] by a kernel f32[D, E] in `dtype`, and adds a bias f32[E] in f32.
+
+    Returns:
+        [R, E] in `dtype`.
+    """
+    product = x.astype(dtype) @ kernel.astype(dtype)
+    return (product + bias[None]).astype(dtype)
+
+
+Saved = tuple[jax.Array, jax.Array]
+
+
+def _linear(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: Any
+) -> tuple[jax.Array, Saved]:
+    return linear(x, kernel, bias, dtype), (x, kernel)
+
+
+def _linear_back(dtype: Any, saved: Saved, g: jax.Array) -> tuple[jax.Array, ...]:
+    """What is summed over rows is summed in f32: in bf16, ones stop at 256."""
+    x, kernel = saved
+    turned = x.astype(dtype).T
+    grad = jnp.matmul(turned, g, preferred_element_type=kernel.dtype)
+    return (g @ kernel.astype(dtype).T).astype(x.dtype), grad, sum_rows(g)
+
+
+linear.defvjp(_linear, _linear_back)
