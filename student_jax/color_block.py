@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from student_jax.depthwise import depthwise_3x3
+from student_jax.linear import multiply
 from student_jax.normalize import softmax
 from student_jax.trunk import PreNorm
 
@@ -107,19 +108,19 @@ class ColorBlock(PreNorm):
         key_width = config.key_width // heads
         both = self.dense_each((heads, key_width), ("query", "key"), mean)
         query, key = (rotate(each, where.angles) for each in both)
-        scores = jnp.einsum("bqhk,bthk->bhqt", query, key).astype(jnp.float32)
-        scores = scores / math.sqrt(key_width)
+        query, key = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1)
+        scores = multiply(query, key) / math.sqrt(key_width)  # [B, H, T, T]
         if where.mask is not None:
             scores = jnp.where(where.mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
         weights = softmax(scores).astype(mean.dtype)
         value = self.dense((heads, width // heads), "value", x.colors)  # [B, T, C, H, D / H]
         value = value.transpose(0, 3, 1, 2, 4).reshape(batch, heads, tokens, -1)
-        read = (weights @ value).reshape(batch, heads, tokens, colors, -1)
+        read = multiply(weights, value).reshape(batch, heads, tokens, colors, -1)
         out = self.dense(width, "out", read.transpose(0, 2, 3, 1, 4), axes=2)
         if x.invariant is None:
             return States(out)
-        value = self.dense((heads, key_width), "invariant_value", mean)
-        read = jnp.einsum("bhqt,bthk->bqhk", weights, value)
+        value = self.dense((heads, key_width), "invariant_value", mean).transpose(0, 2, 1, 3)
+        read = multiply(weights, value).transpose(0, 2, 1, 3)
         return States(out, self.dense(mean.shape[-1], "invariant_out", read, axes=2))
 
     def mlp(self, x: States, where: Scene) -> States:

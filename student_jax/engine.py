@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +34,10 @@ TOKENS = 128  # feature sequences are padded to a multiple of this, one program 
 Program = Callable[..., Any]  # compiled
 
 
+CPU_INFO = Path("/proc/cpuinfo")  # Linux alone
+MULTIPLIES_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # x86: AMD Zen 4, Intel Cooper Lake, and later
+
+
 class Engine(Answerer):
     """A grid student in JAX.
 
@@ -45,8 +50,7 @@ class Engine(Answerer):
 
         Args:
             solver: a grid student.
-            compute: float32 or bfloat16; by default bfloat16, and float32 on a CPU, which has no
-                faster bfloat16.
+            compute: float32 or bfloat16; see `default_compute`.
 
         Raises:
             InputError: if the student reads a teacher's features.
@@ -54,7 +58,7 @@ class Engine(Answerer):
         if solver.config.model.reads_features:
             raise InputError("engine: expected a grid student; see FeatureEngine")
         super().__init__(solver.config.data.max_demonstrations)
-        self.compute = compute or default_compute()
+        self.compute = compute or default_compute(solver.config.model.compute)
         config = replace(solver.config.model, compute=self.compute, remat=False)  # type: ignore[arg-type]
         self._model = GridStudent(config, solver.feature_width)
         self._like = jax.eval_shape(lambda: solver.params)
@@ -129,7 +133,7 @@ class FeatureEngine:
         """Places the weights; arguments as for `Engine`."""
         self.config = replace(
             solver.config.model,
-            compute=compute or default_compute(),  # type: ignore[arg-type]
+            compute=compute or default_compute(solver.config.model.compute),  # type: ignore[arg-type]
             remat=False,
         )
         self._predict = make_predict(self.config, solver.feature_width)
@@ -169,9 +173,12 @@ class FeatureEngine:
         return self._predict(with_unused(weights, self._like), scaling, batch)
 
 
-def default_compute() -> str:
-    """Returns bfloat16, but float32 on a CPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def default_compute(trained: str) -> str:
+    """Returns bfloat16; on a CPU as a student was trained, but float32 if that is as fast."""
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    flags = CPU_INFO.read_text() if CPU_INFO.is_file() else ""
+    return trained if MULTIPLIES_BFLOAT16 & set(flags.split()) else "float32"
 
 
 def fill(items: Sequence[Any]) -> list[Any]:

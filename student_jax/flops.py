@@ -106,7 +106,7 @@ def matmul_ceiling(compute: str) -> float:
         compute: dtype of the factors.
     """
     devices = jax.local_devices()
-    multiply = jax.jit(jnp.matmul)
+    multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     side = 512
     while True:
         factors = [jax.device_put(jnp.ones((side, side), compute), device) for device in devices]

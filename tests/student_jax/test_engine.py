@@ -10,6 +10,7 @@ from bridge.arc_files import load_tasks
 from bridge.canvas import decode
 from bridge.errors import InputError
 from bridge.scaling import no_scaling
+from student_jax import engine as engines
 from student_jax.answerer import Drawn, calls
 from student_jax.batch import feature_batch, smallest_batch
 from student_jax.config import ModelConfig, TrainConfig
@@ -142,8 +143,16 @@ def test_it_refuses_a_student_that_needs_its_teacher(solver):
         Engine(reads)
 
 
-def test_default_compute_follows_the_device():
-    assert default_compute() == ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+def test_default_compute_follows_the_device_and_the_student(monkeypatch, tmp_path):
+    flags = tmp_path / "cpuinfo"
+    monkeypatch.setattr(engines, "CPU_INFO", flags)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert default_compute("bfloat16") == "float32"
+    flags.write_text("flags : avx512f avx512_bf16 amx_tile")
+    assert default_compute("bfloat16") == "bfloat16"
+    assert default_compute("float32") == "float32"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert default_compute("float32") == "bfloat16"
 
 
 def test_feature_engine_answers_as_the_student_does():
