@@ -14,7 +14,6 @@ heads, `K` key width of a head, `M` MLP width, `N` canvas side.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,8 +23,7 @@ import jax.numpy as jnp
 
 from student_jax.depthwise import depthwise_3x3
 from student_jax.linear import multiply
-from student_jax.normalize import softmax
-from student_jax.trunk import PreNorm
+from student_jax.trunk import PreNorm, attend
 
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
 LINE_ROPE_BASE = 10_000.0  # arXiv 2104.09864, section 3.2.2: a line has up to 1024 cells
@@ -108,11 +106,7 @@ class ColorBlock(PreNorm):
         key_width = config.key_width // heads
         both = self.dense_each((heads, key_width), ("query", "key"), mean)
         query, key = (rotate(each, where.angles) for each in both)
-        query, key = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1)
-        scores = multiply(query, key) / math.sqrt(key_width)  # [B, H, T, T]
-        if where.mask is not None:
-            scores = jnp.where(where.mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        weights = softmax(scores).astype(mean.dtype)
+        weights = attend(query, key, where.mask)  # [B, H, T, T]
         value = self.dense((heads, width // heads), "value", x.colors)  # [B, T, C, H, D / H]
         value = value.transpose(0, 3, 1, 2, 4).reshape(batch, heads, tokens, -1)
         read = multiply(weights, value).reshape(batch, heads, tokens, colors, -1)

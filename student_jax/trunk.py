@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from student_jax.config import ModelConfig
-from student_jax.linear import Weights, linear_each
-from student_jax.normalize import LayerNorm
+from student_jax.linear import Weights, linear_each, multiply
+from student_jax.normalize import LayerNorm, softmax
 from student_jax.terms import orthogonal
 
 # A state is an array, or several: these begin the names of the weights that belong to each alone.
@@ -67,6 +67,24 @@ def has_fused_attention(heads: int, head_width: int) -> bool:
     except (RuntimeError, ValueError, NotImplementedError, TypeError):
         return False
     return True
+
+
+def attend(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Says who attends whom: the softmax of scaled products (arXiv 1706.03762), summed in f32.
+
+    Args:
+        query: [B, T, H, K].
+        key: [B, T, H, K].
+        mask: bool[B, T], True where a token may be attended; None for everywhere.
+
+    Returns:
+        [B, H, T, T].
+    """
+    scores = multiply(query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1))
+    scores = scores / math.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    return softmax(scores).astype(query.dtype)
 
 
 class PreNorm(nn.Module):
@@ -134,11 +152,14 @@ class Block(PreNorm):
         heads, width = self.config.heads, x.shape[-1]
         shape = (heads, width // heads)
         query, key, value = self.dense_each(shape, ("query", "key", "value"), x)
-        fused = "cudnn" if query.dtype == jnp.bfloat16 and has_fused_attention(*shape) else None
-        attended = jax.nn.dot_product_attention(
-            query, key, value, mask=where[:, None, None, :], implementation=fused
-        )
-        return self.dense(width, "out", attended, axes=2)
+        if query.dtype == jnp.bfloat16 and has_fused_attention(*shape):
+            read = jax.nn.dot_product_attention(
+                query, key, value, mask=where[:, None, None, :], implementation="cudnn"
+            )
+        else:
+            read = multiply(attend(query, key, where), value.transpose(0, 2, 1, 3))
+            read = read.transpose(0, 2, 1, 3)
+        return self.dense(width, "out", read, axes=2)
 
     def mlp(self, x: jax.Array, where: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
