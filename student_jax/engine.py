@@ -29,13 +29,11 @@ from student_jax.grid_student import GridStudent, TaskTokens
 from student_jax.solver import Solver, make_predict
 from student_jax.students import needed_to_answer, with_unused
 
+CPU_INFO = Path("/proc/cpuinfo")  # Linux alone
+MULTIPLIES_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # x86: AMD Zen 4, Intel Cooper Lake, and later
 TOKENS = 128  # feature sequences are padded to a multiple of this, one program each
 
 Program = Callable[..., Any]  # compiled
-
-
-CPU_INFO = Path("/proc/cpuinfo")  # Linux alone
-MULTIPLIES_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # x86: AMD Zen 4, Intel Cooper Lake, and later
 
 
 class Engine(Answerer):

@@ -19,6 +19,7 @@ from bridge.arc import MAX_SIDE, NUM_COLORS
 from bridge.canvas import NUM_CLASSES
 from student_jax.batch import Batch
 from student_jax.config import ModelConfig
+from student_jax.linear import multiply
 
 REPEATS = 5
 LONG_ENOUGH = 2e-3  # seconds of one matrix product: launching it is then no part of the time
@@ -106,17 +107,17 @@ def matmul_ceiling(compute: str) -> float:
         compute: dtype of the factors.
     """
     devices = jax.local_devices()
-    multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    program = jax.jit(multiply)
     side = 512
     while True:
         factors = [jax.device_put(jnp.ones((side, side), compute), device) for device in devices]
-        seconds = min(_seconds(multiply, factors) for _ in range(REPEATS + 1))
+        seconds = min(_seconds(program, factors) for _ in range(REPEATS + 1))
         if seconds >= LONG_ENOUGH or side == LARGEST:
             return len(devices) * 2 * side**3 / seconds
         side *= 2
 
 
-def _seconds(multiply: jax.stages.Wrapped, factors: list[jax.Array]) -> float:
+def _seconds(program: jax.stages.Wrapped, factors: list[jax.Array]) -> float:
     started = time.perf_counter()
-    jax.block_until_ready([multiply(factor, factor) for factor in factors])
+    jax.block_until_ready([program(factor, factor) for factor in factors])
     return time.perf_counter() - started
