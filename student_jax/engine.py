@@ -26,6 +26,7 @@ from student_jax.answerer import Answerer, Drawn, Shape
 from student_jax.batch import Batch, check_features
 from student_jax.batch import feature_batch as batch_of
 from student_jax.grid_student import GridStudent, TaskTokens
+from student_jax.keep import make_room_for_programs
 from student_jax.solver import Solver, make_predict
 from student_jax.students import needed_to_answer, with_unused
 
@@ -85,24 +86,37 @@ class Engine(Answerer):
 
     def reader(self, shape: Shape) -> Program:
         """Returns what reads tasks of this shape, compiled once."""
-        if shape not in self._readers:
-            encode = jax.jit(partial(self._encode, shape.questions))
-            lowered = encode.lower(self.weights, *_demonstrations_like(shape))
-            self._readers[shape] = lowered.compile()
-        return self._readers[shape]
+        return self._program(self._readers, shape, self._lower_reader)
 
     def answerer(self, shape: Shape) -> Program:
         """Returns what answers questions of this shape, compiled once."""
-        if shape not in self._answerers:
-            one = shape._replace(questions=1)
-            encode = partial(self._encode, 1)
-            (task,) = jax.eval_shape(encode, self.weights, *_demonstrations_like(one))
-            (side, _), rows = shape.bucket, shape.questions * shape.views
-            queries = jax.ShapeDtypeStruct((rows, side, side), jnp.uint8)
-            tasks = (task,) * shape.questions
-            lowered = jax.jit(self._answer).lower(self.weights, tasks, queries)
-            self._answerers[shape] = lowered.compile()
-        return self._answerers[shape]
+        return self._program(self._answerers, shape, self._lower_answerer)
+
+    def _program(
+        self, known: dict[Shape, Program], shape: Shape, lower: Callable[[Shape], Any]
+    ) -> Program:
+        """Compiles, where that was not done before, or its result had to make room.
+
+        A thread that warms up may do so beside the one that answers: at worst both compile.
+        """
+        program = known.get(shape)
+        if program is None:
+            make_room_for_programs(self._readers, self._answerers)
+            program = known[shape] = lower(shape).compile()
+        return program
+
+    def _lower_reader(self, shape: Shape) -> Any:
+        encode = jax.jit(partial(self._encode, shape.questions))
+        return encode.lower(self.weights, *_demonstrations_like(shape))
+
+    def _lower_answerer(self, shape: Shape) -> Any:
+        one = shape._replace(questions=1)
+        encode = partial(self._encode, 1)
+        (task,) = jax.eval_shape(encode, self.weights, *_demonstrations_like(one))
+        (side, _), rows = shape.bucket, shape.questions * shape.views
+        queries = jax.ShapeDtypeStruct((rows, side, side), jnp.uint8)
+        tasks = (task,) * shape.questions
+        return jax.jit(self._answer).lower(self.weights, tasks, queries)
 
     def _encode(
         self, tasks: int, weights: Any, demonstrations: Any, mask: Any, palette: Any
@@ -172,9 +186,9 @@ class FeatureEngine:
 
 
 def default_compute(trained: str) -> str:
-    """Returns bfloat16; on a CPU as a student was trained, but float32 if that is as fast."""
+    """Returns what a student was trained in, but float32 on a CPU where that is as fast."""
     if jax.default_backend() != "cpu":
-        return "bfloat16"
+        return trained
     flags = CPU_INFO.read_text() if CPU_INFO.is_file() else ""
     return trained if MULTIPLIES_BFLOAT16 & set(flags.split()) else "float32"
 

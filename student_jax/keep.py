@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -34,14 +36,19 @@ def keep_programs() -> Path:
     return folder
 
 
-def make_room_for_programs() -> None:
+def make_room_for_programs(*own: MutableMapping[Any, Any]) -> None:
     """Forgets compiled programs where the process has half of the memory maps that it may have.
 
     XLA compiles a program for a CPU into many functions, each of which takes maps of its own; with
     65,530, Linux's default, nothing can be compiled any more: "Cannot allocate memory". What is
     needed again is read from disk, or compiled again.
+
+    Args:
+        own: programs that the caller holds, which are forgotten, too.
     """
     if not (MAPS.is_file() and MOST_MAPS.is_file()):
         return
     if 2 * len(MAPS.read_bytes().splitlines()) > int(MOST_MAPS.read_text()):
+        for programs in own:
+            programs.clear()
         jax.clear_caches()

@@ -42,7 +42,7 @@ class ServeConfig:
     """a run's latest checkpoint, or the one that answered the most held-out questions"""
     engine: Literal["jax", "onnx"] = "jax"
     """what computes answers in one pass; onnx for a released student that was exported so, by
-    ONNX Runtime, on a CPU the faster one. Learning is JAX's"""
+    ONNX Runtime, on some CPUs the faster one (docs/performance.md). Learning is JAX's"""
     host: str = "127.0.0.1"
     """to listen at; whoever reaches it may use it: nobody is asked who they are"""
     port: int = 8000

@@ -7,7 +7,8 @@ A case is SIDE x COLORS x DEMONSTRATIONS: of the canvas, of its palette, of the 
 `--preset` with random weights, unless `--checkpoint` names a trained one: times follow sizes alone.
 The second case is looked at more closely, and there the teacher is timed: it sees pictures, all of
 one size. Everybody takes turns, so ratios hold on a busy machine where milliseconds do not. Each
-runtime must first give JAX's answer. The teacher draws no grid: its time is that of an action.
+runtime must first give JAX's answer, both in float32; then PyTorch computes as JAX does, ONNX
+Runtime in float32. The teacher draws no grid: its time is that of an action.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ from student_jax.students import make_student
 from teacher_torch.policy import UNUSED, Gr00tPolicy, load_policy
 
 TEACHER_WIDTH = 2048
-FEATURE = ModelConfig(kind="feature", width=512, heads=8, mlp_width=2048, depth=9)
+FEATURE = ModelConfig(
+    kind="feature", width=512, heads=8, mlp_width=2048, depth=9, compute="bfloat16"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +73,19 @@ class BenchLatencyConfig:
     runs: int = 200
     """of each contender and case"""
     seconds: float = 20.0
-    """at most, of each contender and case; what was not reached is told"""
-    rounds: int = 3
-    """in which everybody has a turn, with one run at least"""
+    """at most, of each contender and case, but for two runs; what was not reached is told"""
+    rounds: int = 10
+    """in which everybody has a turn"""
     views: tuple[int, ...] = (8, 64, 300)
     """in one call, on the second case"""
     teacher: Literal["full", "tiny", "none"] = "full"
     """GR00T N1.5's size, random weights"""
+    teacher_compute: Literal["float32", "bfloat16"] | None = None
+    """by default float32 on a CPU, which the goal is about, and bfloat16 on a GPU"""
     feature_tokens: int = 5164
     """the original's length; 0 leaves the feature student out"""
     onnx: bool = True
     """needs the export extra; on a GPU, onnxruntime-gpu"""
-    patient: bool = False
-    """others want the same cores: ONNX Runtime's threads give way; for PyTorch's set
-    OMP_WAIT_POLICY=passive, or they wait a hundred times as long as they compute"""
     folder: Path = Path("runs/bench_latency")
     """the student is exported to it; ONNX of `full` takes minutes to write, and is used again"""
     curves: bool = True
@@ -112,49 +114,60 @@ def main(config: BenchLatencyConfig) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     solver = load_solver(config.checkpoint) if config.checkpoint else random_student(config.preset)
     engine = Engine(solver)
+    under = conditions("jax", "flax", "torch", "transformers", "onnxruntime")
     about = {
         "device": jax.devices()[0].device_kind,
         "weights": str(config.checkpoint) if config.checkpoint else "random",
         "parameters": solver.num_parameters,
         "compute": engine.compute,
     }
-    result = begin(config, about)
+    result = begin(config, under, about)
+    this_run = len(result["runs"]) - 1
     write_student(config, solver)
     policy = None
     if config.teacher != "none":
-        half = torch.bfloat16 if device == "cuda" else torch.float32
-        policy = load_policy("random", config.teacher, 0, device, half)
-        result["teacher"] = describe_teacher(config, policy, half)
+        compute = config.teacher_compute or ("bfloat16" if device == "cuda" else "float32")
+        policy = load_policy("random", config.teacher, 0, device, getattr(torch, compute))
+        result["teacher"] = describe_teacher(config, policy)
     for case in config.cases:
         found = measure_case(config, solver, engine, policy, case, device)
-        result["cases"][case] = {**found, "run": len(result["runs"]) - 1}
+        result["cases"][case] = {**found, "run": this_run}
         keep(config, result)
     del policy
     if config.cold:
-        result["cold"] = cold_starts(config.folder, make_task(*sizes_of(middle_case(config))))
+        cold = cold_starts(config.folder, make_task(*sizes_of(middle_case(config))))
+        result["cold"] = {**cold, "run": this_run}
         keep(config, result)
     if config.feature_tokens:
         reader = random_student(FEATURE)
         sides = feature_sides(reader, config.feature_tokens, device)
-        result["feature"] = race(sides, config.runs, config.seconds, config.rounds)
+        timings = race(sides, config.runs, config.seconds, config.rounds)
+        result["feature"] = {"timings": timings, "run": this_run}
         result["feature_parameters"] = reader.num_parameters
         keep(config, result)
     if config.curves:
-        result["curves"] = curves(solver, min(config.runs, 30), config.seconds / 4)
+        grown = curves(solver, min(config.runs, 30), config.seconds / 4)
+        result["curves"] = {**grown, "run": this_run}
     show(result)
     keep(config, result)
     if config.out:
         plot(result, config.out.with_suffix(".png"))
 
 
-def begin(config: BenchLatencyConfig, about: dict[str, Any]) -> dict[str, Any]:
+def begin(
+    config: BenchLatencyConfig, under: dict[str, Any], about: dict[str, Any]
+) -> dict[str, Any]:
     """Returns what nothing is measured in yet, or, to be added to, what `out` holds.
+
+    Args:
+        config: of the bench.
+        under: the run's conditions, taken before its work.
+        about: the student.
 
     Raises:
         InputError: if that is of another student or machine.
     """
-    under = conditions("jax", "flax", "torch", "transformers", "onnxruntime")
-    under["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY")
+    ceilings = {each: matmul_ceiling(each) for each in {"float32", about["compute"]}}
     if config.add and config.out and config.out.exists():
         result = json.loads(config.out.read_text())
         for name, value in about.items():
@@ -165,21 +178,19 @@ def begin(config: BenchLatencyConfig, about: dict[str, Any]) -> dict[str, Any]:
                 )
         result["runs"].append(under)
         # A ceiling is what was reached at best: others may have had their share of the cores.
-        ceiling = max(result["ceiling_flops_per_second"], matmul_ceiling(about["compute"]))
-        return {**result, "ceiling_flops_per_second": ceiling}
+        best = {name: max(new, result["ceilings"][name]) for name, new in ceilings.items()}
+        return {**result, "ceilings": best}
     return {
         **under,
         **about,
         "runs": [under],
         "config": configs.to_dict(config),
-        "ceiling_flops_per_second": matmul_ceiling(about["compute"]),
+        "ceilings": ceilings,  # FLOP/s of square products
         "cases": {},
     }
 
 
-def describe_teacher(
-    config: BenchLatencyConfig, policy: Gr00tPolicy, dtype: torch.dtype
-) -> dict[str, Any]:
+def describe_teacher(config: BenchLatencyConfig, policy: Gr00tPolicy) -> dict[str, Any]:
     """Tells its size."""
     count = policy.parameter_counts()["taking part"]
     return {
@@ -187,7 +198,6 @@ def describe_teacher(
         "weights": policy.teacher.weights,
         "parameters": count,
         "released_parameters": count + sum(UNUSED.values()) * (config.teacher == "full"),
-        "bytes": count * dtype.itemsize,
     }
 
 
@@ -261,24 +271,28 @@ def measure_case(
             sides[f"JAX: network, {views} views"] = vote
     sides |= torch_sides(solver, engine, text, device)
     if has_onnx(config):
-        sides |= onnx_sides(
-            config.folder, engine, solver.config.model, text, patient=config.patient
-        )
+        sides |= onnx_sides(config.folder, solver, engine, text)
     if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
         sides |= teacher_sides(policy, question_of(text), device)
     shape = engine.shape(question_of(text))
     programs = engine.reader(shape), engine.answerer(shape)
     return {
         "timings": race(sides, config.runs, config.seconds, config.rounds),
-        "device_bytes": max(planned_bytes(program) for program in programs),
+        "device_bytes": size_of(engine.weights) + max(bytes_beside(each) for each in programs),
         "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
     }
 
 
-def planned_bytes(program: Any) -> int:
-    """Returns the device memory that a program needs by XLA's own plan, weights included."""
+def bytes_beside(program: Any) -> int:
+    """Returns the device memory that a program needs beside weights, by XLA's own plan."""
     plan = program.memory_analysis()
-    return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    _weights, *inputs = program.in_avals[0]
+    return size_of(inputs) + plan.output_size_in_bytes + plan.temp_size_in_bytes
+
+
+def size_of(arrays: Any) -> int:
+    """Returns the bytes of arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
 if __name__ == "__main__":

@@ -78,13 +78,13 @@ def curves(solver: Solver, runs: int, seconds: float) -> dict[str, Any]:
     def network(engine: Engine, side: int, demonstrations: int, views: int = 1) -> float:
         text = make_task(side, 4, demonstrations)
         vote = vote_sides(engine, solver.config.model, text, views)
-        return race({"": vote}, runs, seconds)[""]["p50"]
+        return race({"": vote}, runs, seconds, rounds=1)[""]["p50"]
 
     def reading(demonstrations: int) -> float:
         engine = engine_for(solver, demonstrations)
         text = make_task(12, 4, demonstrations)
         sides = engine_sides("JAX", engine, solver.config.model, text, engine.compute)
-        return race({"": sides["JAX: JSON to grid, new task"]}, runs, seconds)[""]["p50"]
+        return race({"": sides["JAX: JSON to grid, new task"]}, runs, seconds, 1)[""]["p50"]
 
     def looped(loops: int) -> float:
         model = replace(solver.config.model, loops=loops)

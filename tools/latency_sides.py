@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import jax
 import numpy as np
 import torch
 from timing import Contender
+from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.arc import Question, open_questions, parse_task
 from bridge.canvas import decode
+from bridge.errors import InputError
 from bridge.torch_student import make_mirror
 from bridge.views import task_view
 from student_jax.answerer import Answerer, Drawn
@@ -48,7 +51,7 @@ def question_of(text: str) -> Question:
 
 
 def engine_sides(
-    who: str, engine: Answerer, model: ModelConfig, text: str, notes: str
+    who: str, engine: Answerer, model: ModelConfig, text: str, compute: str
 ) -> dict[str, Contender]:
     """A student on a runtime: from JSON to the grid, task known or new, and the network alone."""
     question = question_of(text)
@@ -64,11 +67,15 @@ def engine_sides(
 
     return {
         f"{who}: network": Contender(
-            lambda: jax.block_until_ready(prepared.run()), answering, notes=notes
+            lambda: jax.block_until_ready(prepared.run()), answering, compute=compute
         ),
-        f"{who}: JSON to grid": Contender(from_json, answering, notes="task read before"),
-        f"{who}: JSON to grid, new task": Contender(anew, reading + answering),
-        f"{who}: read + network": Contender(both_of(engine, drawn), reading + answering),
+        f"{who}: JSON to grid": Contender(
+            from_json, answering, compute=compute, notes="task read before"
+        ),
+        f"{who}: JSON to grid, new task": Contender(anew, reading + answering, compute=compute),
+        f"{who}: read + network": Contender(
+            both_of(engine, drawn), reading + answering, compute=compute
+        ),
     }
 
 
@@ -87,102 +94,135 @@ def both_of(engine: Answerer, drawn: Drawn) -> Callable[[], Any]:
     return run
 
 
-def vote_sides(engine: Answerer, model: ModelConfig, text: str, views: int) -> Contender:
+def vote_sides(engine: Engine, model: ModelConfig, text: str, views: int) -> Contender:
     """Many views in one call; there are 8 different ones, more are repeated for the measure."""
     shown = [Augmentation(view) for view in views_of(8)]
     question = question_of(text)
     prepared = engine.ready([engine.draw(question, (shown * -(-views // 8))[:views])])
     flops = views * flops_of(model, engine.draw(question))[1]
-    return Contender(lambda: jax.block_until_ready(prepared.run()), flops, views)
+    return Contender(lambda: jax.block_until_ready(prepared.run()), flops, views, engine.compute)
 
 
 def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[str, Contender]:
-    """The same weights in PyTorch, which reads the task in every call."""
-    model, question = solver.config.model, question_of(text)
-    mirror = mirror_of(solver).to(device).eval()
-    drawn = engine.draw(question)
+    """The same weights in PyTorch, which reads the task in every call, computed as JAX does."""
+    drawn = engine.draw(question_of(text))
+    said = np.asarray(both_of(exact(solver, engine), drawn)())
     inputs = tuple(torch.tensor(x, device=device) for x in drawn)
-    compiled = torch.compile(mirror)
-    flops = sum(flops_of(model, drawn))
-    half = torch.autocast(device, torch.bfloat16, enabled=engine.compute == "bfloat16")
-
-    def runner(module: Any) -> Callable[[], torch.Tensor]:
-        def run() -> torch.Tensor:
-            with torch.inference_mode(), half:
-                return torch.log_softmax(module(*inputs).float(), -1).cpu()
-
-        return run
-
-    both = both_of(engine, drawn)
-
-    check_same(np.asarray(both()), runner(mirror)().numpy(), "PyTorch", engine.compute)
+    flops = sum(flops_of(solver.config.model, drawn))
+    runners = torch_runners(mirror_of(solver).to(device), inputs, said, engine.compute)
     return {
-        "JAX: read + network": Contender(both, flops, notes=engine.compute),
-        "PyTorch eager: read + network": Contender(runner(mirror), flops),
-        "torch.compile: read + network": Contender(runner(compiled), flops),
+        f"{name}: read + network": Contender(run, flops, compute=engine.compute)
+        for name, run in runners.items()
     }
 
 
-def onnx_sides(
-    folder: Path, engine: Engine, model: ModelConfig, text: str, *, patient: bool
-) -> dict[str, Contender]:
-    """The same weights in ONNX Runtime."""
-    other = OnnxEngine(folder, patient=patient)
-    question = question_of(text)
-    said, theirs = (np.asarray(each.prepare(question).run()) for each in (engine, other))
-    check_same(said, theirs, "ONNX Runtime", engine.compute)
-    return engine_sides("ONNX Runtime", other, model, text, "float32")
+def torch_runners(
+    mirror: torch.nn.Module, inputs: tuple[torch.Tensor, ...], said: np.ndarray, compute: str
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Returns what answers in PyTorch, as it is and compiled, in float32 or bfloat16.
+
+    Both must first say in float32 what JAX said in float32.
+    """
+    modules = {"PyTorch eager": mirror.eval(), "torch.compile": torch.compile(mirror.eval())}
+
+    def run(module: Any, *, half: bool) -> torch.Tensor:
+        device = inputs[0].device.type
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half):
+            told = module(*inputs)
+            logits = told[0] if isinstance(told, tuple) else told
+            return torch.log_softmax(logits.float(), -1).cpu()
+
+    for name, module in modules.items():
+        check_same(said, run(module, half=False).numpy(), name)
+    if compute == "bfloat16":
+        cast_matrices(mirror)
+    half = compute == "bfloat16"
+    return {name: partial(run, module, half=half) for name, module in modules.items()}
+
+
+def cast_matrices(mirror: torch.nn.Module) -> None:
+    """Casts once what autocast would cast in every call, as `student_jax.engine` does."""
+    for module in mirror.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.to(torch.bfloat16)
+
+
+def exact(solver: Solver, engine: Engine) -> Engine:
+    """Returns the engine that others' float32 is held against."""
+    return engine if engine.compute == "float32" else Engine(solver, "float32")
+
+
+def onnx_sides(folder: Path, solver: Solver, engine: Engine, text: str) -> dict[str, Contender]:
+    """The same weights in ONNX Runtime, in float32: its threads spin for work, or give way."""
+    question, sides = question_of(text), {}
+    said = np.asarray(exact(solver, engine).prepare(question).run())
+    for name, patient in (("ONNX Runtime", False), ("ONNX Runtime, patient", True)):
+        other = OnnxEngine(folder, patient=patient)
+        check_same(said, np.asarray(other.prepare(question).run()), name)
+        sides |= engine_sides(name, other, solver.config.model, text, "float32")
+    return sides
 
 
 def feature_sides(solver: Solver, tokens: int, device: str) -> dict[str, Contender]:
-    """The student that reads the teacher's features, without the teacher."""
-    rng = np.random.default_rng(0)
-    engine = FeatureEngine(solver)
-    values = rng.normal(size=(tokens, solver.feature_width)).astype("bfloat16")
-    features, mask = (jax.device_put(x) for x in engine.pad(values))
-    mirror = mirror_of(solver).to(device).eval()
+    """The student that reads the teacher's features, without the teacher; PyTorch pads nothing."""
+    engine, exact = (FeatureEngine(solver, compute) for compute in (None, "float32"))
+    shape = (tokens, solver.feature_width)
+    values = np.random.default_rng(0).normal(size=shape).astype("bfloat16")
+    given = tuple(jax.device_put(x) for x in engine.pad(values))
     inputs = (
         torch.tensor(values.astype(np.float32), device=device)[None],
         torch.ones(1, tokens, dtype=torch.bool, device=device),
     )
-
-    def eager() -> torch.Tensor:
-        with torch.inference_mode():
-            return mirror(*inputs)[0].cpu()
-
+    said, compute = np.asarray(exact.run(*given)), engine.config.compute
+    runners = torch_runners(mirror_of(solver).to(device), inputs, said, compute)
+    ours = {"JAX": lambda: engine.run(*given).block_until_ready()}
     return {
-        "feature student, JAX": Contender(lambda: engine.run(features, mask).block_until_ready()),
-        "feature student, PyTorch eager": Contender(eager, notes="float32, unpadded"),
+        f"feature student, {name}": Contender(run, compute=compute)
+        for name, run in (ours | runners).items()
     }
 
 
 def teacher_sides(policy: Any, question: Question, device: str) -> dict[str, Contender]:
-    """GR00T N1.5 on the task's frames: backbone, whole model, and with its pre-processing."""
+    """GR00T N1.5 on the task's frames: its pre-processing, backbone, whole model, and all of it."""
     inputs = policy.prepare([task_view(question)])
     width = next(policy.action_head.parameters()).dtype
     state, noise = torch.zeros(1, 1, 64, dtype=width), torch.randn(1, 16, 32, dtype=width)
-    tokens = f"{policy.teacher.num_tokens(inputs)} tokens, random weights"
+    compute = str(width).removeprefix("torch.")
+    tokens = f"{policy.teacher.num_tokens(inputs)} tokens, random weights, {compute}"
 
-    def act(prepared: Any) -> torch.Tensor:
+    compiled = torch.compile(policy.teacher.backbone)
+
+    def compiled_backbone() -> torch.Tensor:
+        with torch.inference_mode():
+            arrays = (inputs.pixel_values, inputs.input_ids, inputs.attention_mask)
+            return compiled(*(x.to(device) for x in arrays)).cpu()
+
+    def backbone() -> Any:
+        return policy.teacher.forward(inputs)
+
+    def act(prepared: Any = inputs) -> torch.Tensor:
         return policy.get_action(prepared, state, torch.tensor([0]), noise).cpu()
 
-    sides = {
-        "GR00T: backbone": Contender(lambda: policy.teacher.forward(inputs), notes=tokens),
-        "GR00T: whole": Contender(lambda: act(inputs), notes=tokens),
+    def prepare() -> Any:
+        return policy.prepare([task_view(question)])
+
+    reading, all_of_it = (counted(run) for run in (backbone, act))
+    return {
+        "GR00T: pre-processing": Contender(prepare),
+        "GR00T: backbone": Contender(backbone, reading, 1, compute, tokens),
+        "GR00T: backbone, torch.compile": Contender(compiled_backbone, reading, 1, compute, tokens),
+        "GR00T: whole": Contender(act, all_of_it, 1, compute, tokens),
         "GR00T: whole, from grids": Contender(
-            lambda: act(policy.prepare([task_view(question)])), notes=tokens
+            lambda: act(prepare()), all_of_it, 1, compute, tokens
         ),
     }
-    if device == "cuda":
-        compiled = torch.compile(policy.teacher.backbone)
 
-        def backbone() -> torch.Tensor:
-            with torch.inference_mode():
-                arrays = (inputs.pixel_values, inputs.input_ids, inputs.attention_mask)
-                return compiled(*(x.to(device) for x in arrays)).cpu()
 
-        sides["GR00T: backbone, torch.compile"] = Contender(backbone, notes=tokens)
-    return sides
+def counted(run: Callable[[], Any]) -> float:
+    """Returns the FLOPs of a run in PyTorch, by its own count."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
 
 
 def mirror_of(solver: Solver) -> torch.nn.Module:
@@ -194,10 +234,11 @@ def mirror_of(solver: Solver) -> torch.nn.Module:
     return mirror
 
 
-def check_same(ours: np.ndarray, theirs: np.ndarray, name: str, compute: str) -> None:
-    """Refuses to time a runtime that computes something else."""
+def check_same(ours: np.ndarray, theirs: np.ndarray, name: str) -> None:
+    """Refuses to time a runtime that computes something else in float32."""
     gap = float(np.abs(ours - theirs).max())
     same = all(
         np.array_equal(decode(a).first, decode(b).first) for a, b in zip(ours, theirs, strict=True)
     )
-    assert compute == "bfloat16" or (gap < CLOSE and same), f"{name}: {gap:.2e} away from JAX"
+    if not (gap < CLOSE and same):
+        raise InputError(f"{name}: expected JAX's answer, got one {gap:.2e} away")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from rich.table import Table
 
 def show(result: dict[str, Any]) -> None:
     """Prints a table for each case."""
-    console, ceiling = Console(width=120), result["ceiling_flops_per_second"]
+    console = Console(width=120)
+    console.print(f"{result['parameters']:,} parameters, {result['weights']}", highlight=False)
     cases = result["cases"].values()
     # Of the same run alone: a machine is not the same an hour later.
     teachers = {
@@ -25,7 +27,7 @@ def show(result: dict[str, Any]) -> None:
         for heading in ("who", "p50 ms", "p95", "p99", "runs", "ceiling", "GR00T is"):
             table.add_column(heading, justify="left" if heading == "who" else "right", no_wrap=True)
         for name, each in timings.items():
-            share = each["flops_per_second"] / ceiling
+            share = each["flops_per_second"] / result["ceilings"].get(each["compute"], math.inf)
             table.add_row(
                 name,
                 *(f"{each[p]:,.1f}" for p in ("p50", "p95", "p99")),
@@ -34,20 +36,27 @@ def show(result: dict[str, Any]) -> None:
                 f"{slowest['p50'] / each['p50']:,.1f} x" if slowest else "",
             )
         console.print(table)
-    for name, each in result.get("feature", {}).items():
+        memory = found["device_bytes"] / 1e6
+        console.print(f"JAX needs {memory:,.0f} MB, weights included, as XLA plans\n")
+    for name, each in result.get("feature", {}).get("timings", {}).items():
         console.print(f"{name}: {each['p50']:,.0f} ms ({each['runs']} runs)", highlight=False)
-    for name, each in result.get("cold", {}).items():
+    for name, each in without_run(result.get("cold", {})).items():
         console.print(
             f"first answer, {name}: {each['seconds']:.1f} s, {each['peak_host_mib']:,.0f} MiB",
             highlight=False,
         )
-    for name, each in result.get("curves", {}).items():
+    for name, each in without_run(result.get("curves", {})).items():
         useful = (
             f"; more than {each['largest_useful']} save nothing" if "largest_useful" in each else ""
         )
         console.print(
             f"time grows with {name} to the power of {each['exponent']}{useful}", highlight=False
         )
+
+
+def without_run(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns what was measured, without the number of the run."""
+    return {name: each for name, each in found.items() if name != "run"}
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+PAUSE = 0.3  # seconds before a turn: OpenMP's threads spin for up to 0.2 s after their last work
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -17,6 +19,7 @@ class Contender:
     run: Callable[[], Any]  # ends only when its result is there
     flops: float = 0.0  # of one run; 0 where they were not counted
     answers: int = 1  # of one run
+    compute: str = ""  # float32 or bfloat16, where there is a ceiling to hold it against
     notes: str = ""
 
 
@@ -40,24 +43,28 @@ class Timing:
 
 
 def race(
-    contenders: Mapping[str, Contender], runs: int, seconds: float, rounds: int = 3
+    contenders: Mapping[str, Contender], runs: int, seconds: float, rounds: int = 10
 ) -> dict[str, dict[str, Any]]:
     """Runs all in turn, round after round, each warmed up first.
 
     Args:
         contenders: by name.
-        runs: of each, at least one a round.
-        seconds: that each may take, after which the rest of its runs is left out.
-        rounds: in which each has its turn.
+        runs: of each.
+        seconds: that each may take, after which the rest of its runs is left out; not the first
+            two, in different rounds.
+        rounds: in which each has its turn, until its runs or seconds are spent.
 
     Returns:
-        name -> `Timing` as a dict, with notes.
+        name -> `Timing` as a dict, with what it computes in, and notes.
     """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
         contender.run()
     for _ in range(rounds):
         for name, contender in contenders.items():
+            if sum(taken[name]) >= seconds and len(taken[name]) > 1:
+                continue
+            time.sleep(PAUSE)
             ends = time.perf_counter() + seconds / rounds
             for _ in range(-(-runs // rounds)):
                 started = time.perf_counter()
@@ -66,7 +73,11 @@ def race(
                 if time.perf_counter() >= ends:
                     break
     return {
-        name: {**asdict(Timing.of(taken[name], contender)), "notes": contender.notes}
+        name: {
+            **asdict(Timing.of(taken[name], contender)),
+            "compute": contender.compute,
+            "notes": contender.notes,
+        }
         for name, contender in contenders.items()
     }
 

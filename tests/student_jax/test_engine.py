@@ -152,7 +152,7 @@ def test_default_compute_follows_the_device_and_the_student(monkeypatch, tmp_pat
     assert default_compute("bfloat16") == "bfloat16"
     assert default_compute("float32") == "float32"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert default_compute("float32") == "bfloat16"
+    assert [default_compute(each) for each in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
 def test_feature_engine_answers_as_the_student_does():
