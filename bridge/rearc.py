@@ -60,18 +60,19 @@ def main(config: RearcConfig) -> None:
 
     A pair is kept if RE-ARC's verifier agrees and if it is no pair of an evaluation task, turned,
     mirrored and recolored in any way. The generators of two tasks that the evaluation set repeats
-    are left out. The same command gives the same pairs; what is already there is kept.
+    are left out. The same command gives the same pairs; a folder that is whole is kept, one that a
+    stopped command left is begun anew.
     """
     wanted = {name: value for name, value in asdict(config).items() if name != "out"}
     wanted |= {"package": f"reasoning-gym {_package().__version__}"}
-    if (config.out / ABOUT).is_file():
-        about = read_json(config.out / ABOUT)
+    about = _about(config.out)
+    if about is not None and about["digest"] is not None:
         if {name: about.get(name) for name in wanted} != wanted:
             raise InputError(f"--out {config.out}: holds other pairs: {about}; give another folder")
         print(f"{config.out}: is there already, digest {digest_of(config.out)[:12]}")
         return
-    config.out.mkdir(parents=True, exist_ok=True)
     task_ids = [name for name in load_tasks("arcagi/training") if name not in LEAKING]
+    _begin(config.out, wanted, task_ids)
     counts, dropped = {}, 0
     with ProcessPoolExecutor() as pool:
         jobs = pool.map(_generate, task_ids, [config] * len(task_ids))
@@ -97,12 +98,18 @@ def load_generated(folder: Path, task_ids: set[str], max_side: int) -> dict[str,
         max_side: of a grid; pairs with a larger one are left out.
 
     Raises:
-        InputError: if a file was changed since it was written, or is none.
+        InputError: if a file was changed since it was written, or is none; if the command that
+            wrote the folder was stopped.
     """
+    about = _about(folder)
+    if about is not None and about["digest"] is None:
+        raise InputError(
+            f"{folder}: unfinished; run python -m bridge.rearc --out {folder} again, to its end"
+        )
     files = sorted(path for path in folder.glob("*.json") if path.stem in task_ids)
     if not files:
         raise InputError(f"{folder}: expected files {{task_id}}.json; run python -m bridge.rearc")
-    if (folder / ABOUT).is_file() and read_json(folder / ABOUT)["digest"] != digest_of(folder):
+    if about is not None and about["digest"] != digest_of(folder):
         raise InputError(f"{folder}: files differ from those that were generated; generate again")
     found = {}
     for path in files:
@@ -145,6 +152,29 @@ def digest_of(folder: Path) -> str:
         if path.name != ABOUT:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    """Returns what this command told of a folder; its digest is None until all pairs are there.
+
+    None of RE-ARC's own folder, and of one that is not there.
+    """
+    return read_json(folder / ABOUT) if (folder / ABOUT).is_file() else None
+
+
+def _begin(folder: Path, wanted: dict[str, Any], task_ids: list[str]) -> None:
+    """Marks a folder as unfinished, and removes what a stopped command left of these tasks.
+
+    Raises:
+        InputError: if it holds files of theirs that are not this command's.
+    """
+    paths = [folder / f"{task_id}.json" for task_id in task_ids]
+    left = [path for path in paths if path.is_file()]
+    if left and _about(folder) is None:
+        raise InputError(f"--out {folder}: holds another's {left[0].name}; give another folder")
+    write_text(folder / ABOUT, json.dumps(wanted | {"digest": None}))  # first: it guards the rest
+    for path in left:
+        path.unlink()
 
 
 def _generate(task_id: str, config: RearcConfig) -> tuple[list[dict[str, Any]], int]:

@@ -254,8 +254,8 @@ class AdaptConfig:
     """How a task is learnt."""
 
     tier: Tier = "weights"
-    """what is learnt: the task tokens alone; all of the student's weights, for each task its own;
-    or one copy of the weights for all tasks together"""
+    """what is learnt: the task tokens alone; with them the weights that answer, not those that read
+    demonstrations, for each task its own; or one copy of these weights for all tasks together"""
     steps: int = 2000
     """at most, for each task"""
     seconds: float = 60.0

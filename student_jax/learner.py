@@ -1,7 +1,8 @@
 """The programs by which tasks are learnt: how one begins, makes a step, and answers.
 
-Nothing but demonstrations is learnt from: each is answered from the task's tokens, which are learnt
-with the weights or alone, and all are augmented (VARC, arXiv 2511.14761, section 4).
+Nothing but demonstrations is learnt from: each is answered from the task's tokens, its own among
+them, which are learnt with the weights or alone, and all are augmented (VARC, arXiv 2511.14761,
+section 4).
 
 In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P` demonstrations,
 `Q` queries, `N` canvas side, `C` slots of the palette, `K` task tokens a demonstration, `D` width.
@@ -10,6 +11,7 @@ In the shape descriptions: `W` tasks at once, `A` augmented copies of a task, `P
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +27,7 @@ from student_jax.lesson import Shown
 from student_jax.students import make_student
 from student_jax.terms import cross_entropy
 
-STATES = 2**15  # cells x colors that are answered at once: memory follows them
+STATES = 2**15  # cells x colors that are read or answered at once: memory follows them
 # The weights that tokens are read with; a small student has no lift.
 ANSWERING = ("core", "core_lift", "color", "color_head", "edge_head")
 TOKENS_RATE = 3.0  # times the learning rate: tokens are the task's alone
@@ -77,16 +79,26 @@ class Learner:
 
     def _begin(self, params: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
         """Returns what one task learns, as it starts; its optimizer's state; and its tokens."""
-        task, _ = self._model.apply(
-            {"params": params},
-            plain.demonstrations,
-            plain.mask,
-            plain.palette,
-            method="encode_task",
-        )
+        task = self._read(params, plain)
         weights = {name: params[name] for name in self._own if name in params}
         learnt: Any = Learnt(task.tokens, weights)
         return learnt, self._tx.init(learnt), task
+
+    def _read(self, params: Any, plain: Shown) -> TaskTokens:
+        """Reads one task's demonstrations, so many views at once as memory allows."""
+
+        def read(shown: Shown) -> TaskTokens:
+            task, _ = self._model.apply(
+                {"params": params},
+                shown.demonstrations,
+                shown.mask,
+                shown.palette,
+                method="encode_task",
+            )
+            return task
+
+        _, pairs, _, side, _ = plain.demonstrations.shape
+        return _in_turns(read, plain, pairs * side**2 * plain.palette.shape[-1])
 
     def _begin_anew(self, seed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
         """The same from new random weights."""
@@ -177,18 +189,13 @@ class Learner:
         copies, count, side, _ = inputs.shape
         weights = {**params, **learnt.weights}
 
-        def answer(task: TaskTokens, query: jax.Array) -> jax.Array:
-            logits, _ = self._model.apply({"params": weights}, task, query, method="answer")
+        def answer(asked: tuple[TaskTokens, jax.Array]) -> jax.Array:
+            logits, _ = self._model.apply({"params": weights}, *asked, method="answer")
             return logits.astype(jnp.float32)
 
         each = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), task)
-        asked = inputs.reshape(-1, side, side)
-        at_once = max(1, STATES // (side**2 * task.palette.shape[-1]))
-        if at_once >= len(asked):
-            logits = answer(each, asked)
-        else:
-            one = jax.checkpoint(lambda x: answer(*jax.tree.map(lambda y: y[None], x))[0])
-            logits = jax.lax.map(one, (each, asked), batch_size=at_once)
+        asked = each, inputs.reshape(-1, side, side)
+        logits = _in_turns(answer, asked, side**2 * task.palette.shape[-1])
         return logits.reshape(copies, count, *logits.shape[1:])
 
     def _say(self, learnt: Learnt, params: Any, task: TaskTokens, inputs: jax.Array) -> jax.Array:
@@ -205,6 +212,24 @@ def _learner(model: ModelConfig, feature_width: int, tier: Tier, weight_decay: f
 def learner_of(model: ModelConfig, feature_width: int, config: AdaptConfig) -> Learner:
     """Returns the programs: the same for all that differ in steps, time or rates alone."""
     return _learner(model, feature_width, config.tier, config.weight_decay)
+
+
+def _in_turns(call: Callable[[Any], Any], asked: Any, states: int) -> Any:
+    """Calls with so many of what is asked at once as memory allows.
+
+    Args:
+        call: takes and returns trees of arrays [B, ...].
+        asked: one of those it takes.
+        states: cells x colors of one of B.
+    """
+    at_once = max(1, STATES // states)
+    if at_once >= len(jax.tree.leaves(asked)[0]):
+        return call(asked)
+
+    def one(x: Any) -> Any:
+        return jax.tree.map(lambda y: y[0], call(jax.tree.map(lambda y: y[None], x)))
+
+    return jax.lax.map(jax.checkpoint(one), asked, batch_size=at_once)
 
 
 def _select(chosen: Any, new: Any, old: Any) -> Any:

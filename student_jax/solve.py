@@ -72,8 +72,8 @@ class SolveConfig(Asked):
     """What to solve with which student."""
 
     adapt: Tier | None = None
-    """learn the demonstrations first: the task tokens alone, or all weights, per task, or for all
-    tasks together; python -m student_jax.adapt has all settings"""
+    """learn the demonstrations first: the task tokens alone, or with the weights that answer, per
+    task, or for all tasks together; python -m student_jax.adapt has all settings"""
     steps: int = 2000
     """adapt: at most, for each task"""
     seconds: float = 60.0
@@ -87,7 +87,8 @@ def main(config: SolveConfig) -> None:
 
     With a TASK it prints the attempts in color, beside the expected grid where that is known.
     Without, it writes a predictions file for python -m student_jax.evaluate. The student is given
-    tasks with the test outputs removed.
+    tasks with the test outputs removed. With --adapt the confidence says how well the
+    demonstrations were learnt, not whether the answer is right.
     """
     learning = None
     if config.adapt is not None:

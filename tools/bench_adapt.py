@@ -3,44 +3,44 @@
     python tools/bench_adapt.py --out tools/measurements/adapt_cpu.json
 
 A task-step is one update of one task's weights and tokens on augmented copies of its
-demonstrations. Both sides start from the same weights, see the same drawings and make the same
-updates, clipping and AdamW included. They take turns of several steps, after a pause in which the
-other's threads come to rest, and ratios are taken inside a round. Their losses must stay together:
-the proof that both do the same work. How often JAX could be as fast as PyTorch, if it did nothing
-but matrix products as fast as this machine can, is told beside.
+demonstrations. PyTorch learns in two ways: one task after the other on all cores, and apart, a
+process of one thread for each of JAX's devices, see `tools/torch_learners.py`. All start from the
+same weights, see the same drawings and make the same updates, clipping and AdamW included. They
+take turns of several steps, after a pause in which the others' threads come to rest, and ratios are
+taken inside a round. Their losses must stay together: the proof that all do the same work. How
+often JAX could be as fast as PyTorch, if it did nothing but matrix products as fast as this machine
+can, is told beside.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import jax
 import numpy as np
-import torch
 from conditions import conditions
 from rich.console import Console
 from rich.table import Table
-from torch.nn import functional
+from torch_learners import Apart, TorchTask, learn
 
 from bridge import config as configs
 from bridge import weights
 from bridge.arc import Task, parse_task
-from bridge.canvas import NUM_CLASSES
 from bridge.errors import InputError
 from bridge.files import write_text
-from bridge.torch_grid_student import GridMirror
 from bridge.tree import flatten
 from student_jax.config import AdaptConfig
 from student_jax.cores import use_every_core
 from student_jax.flops import matmul_ceiling
-from student_jax.learner import TOKENS_RATE, Learner, learner_of
+from student_jax.learner import Learner, learner_of
 from student_jax.lesson import Lesson, Shown, make_lesson, show_augmented, show_plainly, stack
 from student_jax.memory import begin_with_mimalloc
 from student_jax.solver import Solver, load_solver
@@ -48,6 +48,7 @@ from student_jax.solver import Solver, load_solver
 TOLERANCE = 2e-3  # of the loss, relative, after all steps
 RATE = 3e-4  # low: at a tenth of the default rate rounding grows too slowly to part the losses
 PAIRS = 3
+SIDES = ("jax", "torch", "torch_apart")
 PAUSE = 0.5  # seconds before a turn: OpenMP's threads spin for up to 0.2 s after their last work
 
 
@@ -62,7 +63,7 @@ class BenchAdaptConfig:
     colors: tuple[int, ...] = (4, 10)
     """that tasks show: cost follows them"""
     tasks: tuple[int, ...] = (1, 8)
-    """at once on each of JAX's devices, a CPU's cores; PyTorch takes all in turn, on all cores"""
+    """at once on each of JAX's devices, a CPU's cores"""
     copies: int = 1
     rounds: int = 5
     """timed ones, after one that warms up"""
@@ -93,19 +94,12 @@ def main(config: BenchAdaptConfig) -> None:
         "config": configs.to_dict(config),
         "rows": rows,
     }
-    table = Table(
-        *(
-            "canvas",
-            "colors",
-            "tasks a device",
-            "JAX\ntask-steps/s",
-            "PyTorch\ntask-steps/s",
-            "ratio",
-        ),
-        *("at most", "share of\nceiling"),
-    )
+    columns = ("canvas", "colors", "tasks a\ndevice", "JAX", "PyTorch", "ratio", "PyTorch\napart")
+    columns += ("ratio", "at\nmost", "of the\nceiling")
+    table = Table(*columns, title="task-steps a second", box=None, padding=(0, 1, 0, 0))
+    names = ("jax", "torch", "jax_over_torch", "torch_apart", "jax_over_torch_apart")
+    names += ("at_most", "share_of_ceiling")
     for row in rows:
-        names = ("jax", "torch", "jax_over_torch", "at_most", "share_of_ceiling")
         numbers = (f"{row[name]:.2f}" for name in names)
         table.add_row(*(str(row[name]) for name in ("side", "colors", "tasks")), *numbers)
     Console().print(table)
@@ -116,59 +110,98 @@ def main(config: BenchAdaptConfig) -> None:
 def measure(
     config: BenchAdaptConfig, solver: Solver, side: int, colors: int, count: int, ceiling: float
 ) -> dict[str, Any]:
-    """Times both sides in turn: `count` tasks at once on every device, and all of them in turn."""
+    """Times all sides in turn, each with `count` tasks for every device."""
+    model = solver.config.model
     learning = AdaptConfig(copies=config.copies, lr=RATE)
-    learner = learner_of(solver.config.model, solver.feature_width, learning)
+    learner = learner_of(model, solver.feature_width, learning)
     devices = jax.local_devices()
     lessons = [random_lesson(side, colors, i) for i in range(count * len(devices))]
     plain = [show_plainly(lesson) for lesson in lessons]
+    shares = shared_out(plain)
     groups = [
-        Group(learner, learning, jax.device_put(solver.params, device), plain[i :: len(devices)])
-        for i, device in enumerate(devices)
+        Group(learner, learning, jax.device_put(solver.params, device), share)
+        for device, share in zip(devices, shares, strict=True)
     ]
-    others = [TorchTask(solver, learning, each) for each in plain]
-    times: dict[str, list[float]] = {"jax": [], "torch": []}
-    losses: dict[str, list[float]] = {"jax": [], "torch": []}
-    with ThreadPoolExecutor(len(devices)) as pool:
-        for turn in range(config.rounds + 1):
-            steps = range(turn * config.steps, (turn + 1) * config.steps)
-            shown = [
-                [show_augmented(lesson, config.copies, 0, step) for lesson in lessons]
-                for step in steps
-            ]
-            parts = [[each[i :: len(devices)] for each in shown] for i in range(len(devices))]
-            said = [group.loss(part[0]) for group, part in zip(groups, parts, strict=True)]
-            losses["jax"].append(float(np.mean(said)))
-            time.sleep(PAUSE)
-            started = time.perf_counter()
-            list(pool.map(Group.learn, groups, parts))
-            times["jax"].append(time.perf_counter() - started)
-            time.sleep(PAUSE)
-            started = time.perf_counter()
-            said = [
-                [other.step(one) for other, one in zip(others, each, strict=True)] for each in shown
-            ]
-            times["torch"].append(time.perf_counter() - started)
-            losses["torch"].append(float(np.mean(said[0])))
-    if not np.allclose(losses["jax"], losses["torch"], rtol=TOLERANCE):
-        raise InputError(f"losses: expected the same on both sides, got {losses}")
-    ratios = [t / j for t, j in zip(times["torch"][1:], times["jax"][1:], strict=True)]
-    pace = {
-        name: config.steps * len(lessons) / median(seconds[1:]) for name, seconds in times.items()
-    }
-    first = [show_augmented(each, config.copies, 0, 0) for each in lessons[:: len(devices)]]
+    state = weights.to_torch(flatten(jax.device_get(solver.params)), model.kind)
+    begin = partial(TorchTask, asdict(model), solver.feature_width, state, learning)
+    with Apart(begin, shares) as apart:
+        times, losses = take_turns(config, lessons, groups, [begin(each) for each in plain], apart)
+    for name in SIDES[1:]:
+        if not np.allclose(losses["jax"], losses[name], rtol=TOLERANCE):
+            raise InputError(f"losses: expected the same on all sides, got {losses}")
+    first = [show_augmented(each, config.copies, 0, 0) for each in shared_out(lessons)[0]]
     gflop = groups[0].flops(first) / 1e9
+    pace = {name: config.steps * len(lessons) / median(times[name]) for name in SIDES}
+    ratios = {
+        f"jax_over_{name}": [t / j for t, j in zip(times[name], times["jax"], strict=True)]
+        for name in SIDES[1:]
+    }
     return {
         "side": side,
         "colors": colors,
         "tasks": count,
         **pace,
-        "jax_over_torch": median(ratios),
+        **{name: median(found) for name, found in ratios.items()},
         "gflop": gflop,
         "share_of_ceiling": gflop * pace["jax"] / ceiling,
         "at_most": ceiling / gflop / pace["torch"],
         "losses": losses,
+        "seconds_of_rounds": {name: rounded(found) for name, found in times.items()},
+        "ratios_of_rounds": {name: rounded(found) for name, found in ratios.items()},
     }
+
+
+def take_turns(
+    config: BenchAdaptConfig,
+    lessons: Sequence[Lesson],
+    groups: Sequence[Group],
+    tasks: Sequence[TorchTask],
+    apart: Apart,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Has the sides make the same steps, round after round.
+
+    Returns:
+        Each side's seconds in the timed rounds; its mean loss at the first step of every round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in SIDES}
+    losses: dict[str, list[float]] = {name: [] for name in SIDES}
+    with ThreadPoolExecutor(len(groups)) as pool:
+        for turn in range(config.rounds + 1):
+            steps = range(turn * config.steps, (turn + 1) * config.steps)
+            drawn = [[show_augmented(x, config.copies, 0, step) for x in lessons] for step in steps]
+            shares = list(zip(*map(shared_out, drawn), strict=True))
+            apart.show(shares)
+            losses["jax"].append(
+                mean([group.loss(share[0]) for group, share in zip(groups, shares, strict=True)])
+            )
+            seconds, _ = timed(lambda *args: list(pool.map(Group.learn, *args)), groups, shares)
+            times["jax"].append(seconds)
+            seconds, said = timed(learn, tasks, drawn)
+            times["torch"].append(seconds)
+            losses["torch"].append(mean(said[0]))
+            seconds, said = timed(apart.learn)
+            times["torch_apart"].append(seconds)
+            losses["torch_apart"].append(mean(mean(share[0]) for share in said))
+    return {name: found[1:] for name, found in times.items()}, losses
+
+
+def shared_out(each: Sequence[Any]) -> list[Sequence[Any]]:
+    """Deals out what there is of each task, a share for each device."""
+    count = jax.local_device_count()
+    return [each[i::count] for i in range(count)]
+
+
+def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Calls when all threads have come to rest; returns the seconds that took, and what it said."""
+    time.sleep(PAUSE)
+    started = time.perf_counter()
+    said = call(*args)
+    return time.perf_counter() - started, said
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    """Returns values to four significant digits."""
+    return [float(f"{value:.4g}") for value in values]
 
 
 class Group:
@@ -211,53 +244,6 @@ def random_lesson(side: int, colors: int, seed: int) -> Lesson:
     pairs = [{"input": grid(), "output": grid()} for _ in range(PAIRS)]
     task: Task = parse_task(f"r{seed}", {"train": pairs, "test": [{"input": grid()}]}, "random")
     return make_lesson(task)
-
-
-class TorchTask:
-    """One task that learns in eager PyTorch."""
-
-    def __init__(self, solver: Solver, config: AdaptConfig, plain: Shown) -> None:
-        """Gives the mirror the student's weights, and the task its tokens."""
-        model = solver.config.model
-        self.mirror = GridMirror(asdict(model), solver.feature_width)
-        state = weights.to_torch(flatten(jax.device_get(solver.params)), model.kind)
-        self.mirror.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
-        with torch.no_grad():
-            palette = torch.tensor(np.asarray(plain.palette))
-            drawn = torch.tensor(np.asarray(plain.demonstrations))
-            tokens, self.colors = self.mirror.encode_task(drawn, palette)
-        self.tokens = torch.nn.Parameter(tokens)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(self.mirror.parameters())},
-                {"params": [self.tokens], "lr": TOKENS_RATE * config.lr},
-            ],
-            lr=config.lr,
-            betas=(0.9, 0.98),
-            weight_decay=config.weight_decay,
-        )
-
-    def step(self, shown: Shown) -> float:
-        """Makes one update and returns the loss before it."""
-        demonstrations = torch.tensor(np.asarray(shown.demonstrations))
-        mask = torch.tensor(np.asarray(shown.mask))
-        copies, pairs, side = *mask.shape, demonstrations.shape[-1]
-        view = torch.tensor(np.asarray(shown.view)).repeat_interleave(pairs)
-        logits = self.mirror.answer(
-            self.tokens[view],
-            self.colors[view],
-            mask.repeat_interleave(pairs, 0),
-            torch.tensor(np.asarray(shown.palette)).repeat_interleave(pairs, 0),
-            demonstrations[:, :, 0].reshape(-1, side, side),
-        )
-        answers = demonstrations[:, :, 1].reshape(-1).long()
-        nats = functional.cross_entropy(logits.reshape(-1, NUM_CLASSES), answers, reduction="none")
-        loss = (nats.reshape(copies, pairs, -1).mean(-1) * mask).sum() / mask.sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([*self.mirror.parameters(), self.tokens], 1.0)
-        self.optimizer.step()
-        return loss.item()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The training step in eager PyTorch, on the students' mirrors: what JAX's step is held against.
 
+AdamW is PyTorch's fused one, which takes all arrays in one call; the plain one goes through them
+one by one on a CPU.
+
 In the shape descriptions: `B` batch, `N` canvas side, `T` teacher tokens, `F` teacher feature
 width, `D` width, `V` cell classes.
 """
@@ -51,7 +54,7 @@ def torch_side(
     forward = make_forward(mirror, Scale(feature_width, "none").to(device))
     groups = parameter_groups(mirror, settings, params)
     trained = [parameter for group in groups for parameter in group["params"]]
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     schedule = states.make_schedule(optim)  # asked now: the clock must not see JAX in torch's step
     learning_rates = [np.asarray(schedule(i)).item() for i in range(steps)]
     placed = [

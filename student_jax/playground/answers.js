@@ -10,7 +10,7 @@ import { isOutdated } from "./learning.js";
 
 export const TRUTH = "the right answer";
 const TIERS = {
-  weights: "Learnt first, all weights",
+  weights: "Learnt first, the weights that answer",
   tokens: "Learnt first, the task’s tokens",
   joint: "Learnt first, with the other tasks",
 };

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +68,62 @@ def test_bad_grid_is_named(folder):
     (folder / "a.json").write_text(json.dumps([{"input": [[11]], "output": [[1]]}]))
     with pytest.raises(InputError, match=r"a\.json\[0\]\.input"):
         load_generated(folder, {"a"}, 30)
+
+
+PAIR = {"input": [[1]], "output": [[2]]}
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What the generators of three tasks give, by task id; an error is raised."""
+    given = {"1a": [PAIR], "1b": [PAIR], "1c": [PAIR]}
+
+    def generate(task_id, config):
+        if isinstance(given[task_id], BaseException):
+            raise given[task_id]
+        return given[task_id], 0
+
+    monkeypatch.setattr(rearc, "load_tasks", lambda source: given)
+    monkeypatch.setattr(rearc, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(rearc, "_package", lambda: SimpleNamespace(__version__="1"))
+    monkeypatch.setattr(rearc, "_generate", generate)
+    return given
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_folder_of_a_stopped_command_is_no_whole_one_and_is_begun_anew(given, tmp_path):
+    given["1c"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        rearc.main(RearcConfig(out=tmp_path))
+    assert files_of(tmp_path) == ["1a.json", "1b.json", ABOUT]
+    with pytest.raises(InputError, match=r"unfinished; run python -m bridge\.rearc --out"):
+        load_generated(tmp_path, {"1a"}, 30)
+    (tmp_path / "mine.json").write_text("[]")
+    given.update({"1b": [], "1c": [PAIR]})  # smaller grids: a task may give none
+    rearc.main(RearcConfig(out=tmp_path, max_side=10))
+    assert files_of(tmp_path) == ["1a.json", "1c.json", ABOUT, "mine.json"]
+    assert list(load_generated(tmp_path, {"1a", "1b", "1c"}, 30)) == ["1a", "1c"]
+
+
+def test_whole_folder_is_kept_and_other_pairs_go_elsewhere(given, tmp_path, capsys):
+    rearc.main(RearcConfig(out=tmp_path))
+    given.clear()
+    rearc.main(RearcConfig(out=tmp_path))
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds other pairs"):
+        rearc.main(RearcConfig(out=tmp_path, max_side=10))
+    assert len(files_of(tmp_path)) == 4
+
+
+def test_files_that_the_command_did_not_write_are_left_alone(given, tmp_path):
+    (tmp_path / "1b.json").write_text(json.dumps([PAIR]))
+    with pytest.raises(InputError, match=r"holds another's 1b\.json; give another folder"):
+        rearc.main(RearcConfig(out=tmp_path))
+    assert files_of(tmp_path) == ["1b.json"]
+    assert len(load_generated(tmp_path, {"1b"}, 30)["1b"]) == 1
 
 
 needs_generators = pytest.mark.skipif(

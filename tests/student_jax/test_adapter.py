@@ -18,7 +18,7 @@ from student_jax import learner as module
 from student_jax.adapter import Adapter
 from student_jax.config import AdaptConfig
 from student_jax.course import FITTED, Course, Seen
-from student_jax.lesson import make_lesson, queries, show_augmented, show_plainly
+from student_jax.lesson import make_lesson, queries, show_augmented, show_plainly, stack
 from student_jax.pace import WARM_UP
 from student_jax.solver import load_solver
 from student_jax.train import train
@@ -94,6 +94,20 @@ def test_memory_that_allows_few_answers_at_once_changes_none(solver, tasks, lear
     module._learner.cache_clear()
     assert grids(again) == grids(learnt["black3"])
     assert again.fit == pytest.approx(learnt["black3"].fit, abs=0.02)
+
+
+def test_memory_that_allows_few_readings_at_once_changes_no_token(solver, tasks, monkeypatch):
+    """As for the largest canvases: one view after the other."""
+    plain = stack([show_plainly(make_lesson(task, views=5)) for task in tasks[:2]])
+    model = solver.config.model
+    begun = []
+    for states in (module.STATES, 1, 3000):  # all at once, one by one, and two by two with one left
+        monkeypatch.setattr(module, "STATES", states)
+        learner = module.Learner(model, solver.feature_width, "weights", 0.01)
+        begun.append(learner.begin(solver.params, plain))
+    chex.assert_shape(begun[0][2].colors, (2, 5, 2, 10))
+    for each in begun[1:]:
+        chex.assert_trees_all_close(each, begun[0], rtol=1e-5, atol=1e-5)
 
 
 def test_students_own_weights_stay_as_they_are(run, solver, learnt):
