@@ -20,13 +20,14 @@ from bridge.canvas import NUM_CLASSES
 from bridge.proofs import Answer, Proof
 from bridge.scaling import Scaling
 from bridge.weights import Array
-from student_jax.batch import NO_COLOR, Batch, feature_batch, scale_teacher
+from student_jax.batch import NO_COLOR, PLACES, ROOMS, Batch, feature_batch, scale_teacher
 from student_jax.config import DataConfig
 from student_jax.data import Examples
 from student_jax.solver import Predict, Solver, make_predict
 from student_jax.students import make_student
 
 PAIRS = 3  # demonstrations of a real question, at most
+MOST = PLACES[-1]  # demonstrations; a student that takes fewer is shown as many as it takes
 REAL_TASKS = "arcagi/training"
 
 
@@ -42,18 +43,22 @@ class Draw:
     real: int = 0  # of ARC-AGI-1's training tasks
 
 
+# Every bucket. What is large is dear, and large on disk, so it comes once.
 GRID_DRAWS = (
     Draw(2, PAIRS, 8, 4, random=8, real=8),
     Draw(2, PAIRS, 8, 6, random=8, real=8),
     Draw(2, PAIRS, 12, 4, random=8, real=8),
     Draw(2, PAIRS, 12, 6, random=8, real=8),
     Draw(2, PAIRS, 12, 10, random=8, real=8),
-    Draw(1, 2, 8, 10, random=8),
-    Draw(3, 1, 12, 6, random=8),
-    *(Draw(1, 2, side, 4, random=2) for side in (16, 20, 24, 32)),  # dear, and large on disk
+    Draw(1, MOST, 8, 10, random=8),
+    Draw(3, 1, 12, 6, random=4),
+    *(Draw(2, PAIRS, 16, room, random=1) for room in ROOMS),
+    *(Draw(1, 2, side, room, random=1) for side in (20, 24, 32) for room in ROOMS),
 )
-# Examples, teacher tokens, proofs: full size has 2048 channels a token, so there are few.
-FEATURE_DRAWS = ((1, 5, 40), (2, 4, 40), (3, 2, 20), (1, 96, 4))
+# Examples, teacher tokens, proofs: full size has 2048 channels a token, so there are few. The last
+# is as long as the original's were, and most of the file.
+FEATURE_DRAWS = ((1, 5, 40), (2, 4, 40), (3, 2, 20), (1, 96, 4), (1, 5164, 1))
+PROJECTED = 96  # tokens, at most, of a proof that tells what is projected: as large as its features
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,10 @@ def make_proofs(exact: Exact) -> list[Proof]:
     proofs, projected = [], set()
     for inputs in draws:
         proof = Proof(inputs, answer(inputs)[0])
-        shape = next(iter(inputs.values())).shape
-        if solver.config.model.reads_features and shape not in projected:
-            projected.add(shape)  # one of each shape: they are as large as the features
+        shape = inputs["mask"].shape
+        short = solver.config.model.reads_features and shape[1] <= PROJECTED
+        if short and shape not in projected:  # one of each shape
+            projected.add(shape)
             proof = replace(proof, projected=project(solver, inputs))
         proofs.append(proof)
     return proofs
@@ -121,25 +127,31 @@ def grid_inputs(solver: Solver) -> Iterator[dict[str, Array]]:
     rng = np.random.default_rng(0)
     most = solver.config.data.max_demonstrations
     for draw in GRID_DRAWS:
-        for _ in range(draw.random):
-            yield random_grids(rng, replace(draw, pairs=min(draw.pairs, most)))
+        for i in range(draw.random):
+            yield random_grids(rng, replace(draw, pairs=min(draw.pairs, most)), full=i == 0)
     yield from real_grids(solver)
 
 
-def random_grids(rng: np.random.Generator, draw: Draw) -> dict[str, Array]:
-    """Draws canvases of the palette's colors, border and background; any number of places empty."""
+def random_grids(rng: np.random.Generator, draw: Draw, *, full: bool) -> dict[str, Array]:
+    """Draws canvases of the palette's colors, border and background.
+
+    Args:
+        rng: what they are drawn from.
+        draw: their shapes.
+        full: whether the first question has all places filled and all slots used; others have any
+            number of both.
+    """
     size, pairs, side = draw.size, draw.pairs, draw.side
     palette = np.full((size, draw.colors), NO_COLOR, np.uint8)
     canvases = np.zeros((size, 2 * pairs + 1, side, side), np.uint8)
-    for i in range(size):
-        shown = rng.integers(1, draw.colors + 1)
+    for i, shown in enumerate(_counts(rng, 1, draw.colors, size, full=full)):
         palette[i, :shown] = rng.permutation(NUM_COLORS)[:shown]
         classes = [*palette[i, :shown], *range(NUM_COLORS, NUM_CLASSES)]
         canvases[i] = rng.choice(classes, canvases[i].shape)
-    there = rng.integers(0, pairs + 1, (size, 1))
+    there = _counts(rng, 0, pairs, size, full=full)
     return {
         "demonstrations": canvases[:, 1:].reshape(size, pairs, 2, side, side),
-        "mask": np.arange(pairs) < there,
+        "mask": np.arange(pairs) < there[:, None],
         "palette": palette,
         "query": canvases[:, 0],
     }
@@ -177,11 +189,12 @@ def feature_inputs(solver: Solver) -> Iterator[dict[str, Array]]:
     rng = np.random.default_rng(0)
     for size, tokens, count in FEATURE_DRAWS:
         tokens = min(tokens, solver.config.model.max_tokens)
-        for _ in range(count):
+        for i in range(count):
             shape = (size, tokens, solver.feature_width)
+            valid = _counts(rng, 1, tokens, size, full=i == 0)
             yield {
                 "features": rng.normal(0, 2, shape).astype(np.float32),
-                "mask": np.arange(tokens) < rng.integers(1, tokens + 1, (size, 1)),
+                "mask": np.arange(tokens) < valid[:, None],
             }
 
 
@@ -196,3 +209,9 @@ def project(solver: Solver, inputs: dict[str, Array]) -> Array:
 
 def _is_short(demonstrations: int) -> bool:
     return 1 <= demonstrations <= PAIRS
+
+
+def _counts(rng: np.random.Generator, least: int, most: int, size: int, *, full: bool) -> Array:
+    """Draws a number for each question of a batch, i64[B]; for the first, if `full`, the most."""
+    counts = rng.integers(least, most + 1, size)
+    return np.r_[most, counts[1:]] if full else counts

@@ -31,7 +31,7 @@ from bridge.canvas import SIDES
 from bridge.proofs import Proof, Verdict, hold
 from bridge.tree import flatten, unflatten
 from bridge.weights import Array
-from student_jax.batch import NO_COLOR, ROOMS, TOKEN_BUCKET
+from student_jax.batch import ROOMS, TOKEN_BUCKET
 from student_jax.config import ModelConfig
 from student_jax.grid_student import GridStudent, TaskTokens
 from student_jax.proofs import batch_of
@@ -211,30 +211,36 @@ def inputs_like(
 
 
 def fitting(solver: Solver, proofs: Sequence[Proof], program: Program) -> list[Proof]:
-    """Returns the proofs that a program is held against, padded with nothing to its sizes.
+    """Returns the proofs that a program is held against: its bucket's, padded to its size.
 
-    Those of its own palette's room; where there are none, those of smaller ones do.
+    Where there are no features of its length, the longest below will do.
     """
     if program.colors:
-        proofs = [proof for proof in proofs if proof.log_probs.shape[1] == program.size]
-        rooms = {proof.inputs["palette"].shape[1] for proof in proofs}
-        room = max(room for room in rooms if room <= program.colors)
-        proofs = [proof for proof in proofs if proof.inputs["palette"].shape[1] == room]
-    else:
-        proofs = [proof for proof in proofs if proof.inputs["mask"].shape[1] <= program.size]
+        bucket = (program.size, program.colors)
+        return [proof for proof in proofs if grid_bucket(proof) == bucket]
+    lengths = [proof.inputs["mask"].shape[1] for proof in proofs]
+    longest = max(length for length in lengths if length <= program.size)
+    shorter = (program.size - 1) // TOKEN_BUCKET * TOKEN_BUCKET  # what the next smaller one takes
+    above = min(shorter, longest - 1)
     return [
-        padded(proof, inputs_like(solver, program, *proof.inputs["mask"].shape)) for proof in proofs
+        padded(proof, inputs_like(solver, program, *proof.inputs["mask"].shape))
+        for proof, length in zip(proofs, lengths, strict=True)
+        if above < length <= program.size
     ]
 
 
+def grid_bucket(proof: Proof) -> tuple[int, int]:
+    """Returns the side of a proof's canvases and the slots of its palettes, N and C."""
+    return proof.inputs["query"].shape[1], proof.inputs["palette"].shape[1]
+
+
 def padded(proof: Proof, like: Mapping[str, jax.ShapeDtypeStruct]) -> Proof:
-    """Pads a proof's inputs to these shapes: with masked tokens, unused slots."""
+    """Pads a proof's inputs to these shapes, with masked tokens."""
     inputs: dict[str, Array] = {}
     for name, wanted in like.items():
         array = proof.inputs[name]
         room = [(0, most - size) for most, size in zip(wanted.shape, array.shape, strict=True)]
-        fill = NO_COLOR if name == "palette" else 0
-        inputs[name] = np.pad(array, room, constant_values=fill)
+        inputs[name] = np.pad(array, room)
     return replace(proof, inputs=inputs, projected=None)
 
 

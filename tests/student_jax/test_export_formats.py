@@ -23,7 +23,7 @@ from student_jax.solver import load_solver
 from student_jax.stablehlo import Program
 from student_jax.train import train
 
-PROGRAMS = (Program(8, 4), Program(12, 6))
+PROGRAMS = (Program(8, 4), Program(12, 6), Program(32, 10))
 BLOCK = """
 import sys
 class Block:
@@ -197,10 +197,11 @@ def test_all_buckets_are_exported(written):
     assert len({program.file for program in programs}) == 18
     assert {program.size for program in programs} == {8, 12, 16, 20, 24, 32}
     proofs = read_proofs(written[1])
-    for program in programs:
-        shown = stablehlo.fitting(solver, proofs, program)
-        assert shown
-        for proof in shown:
+    shown = [stablehlo.fitting(solver, proofs, program) for program in programs]
+    assert all(shown)
+    assert sum(map(len, shown)) == len(proofs)
+    for program, own in zip(programs, shown, strict=True):
+        for proof in own:
             like = stablehlo.inputs_like(solver, program, *proof.inputs["mask"].shape)
             assert {name: x.shape for name, x in proof.inputs.items()} == {
                 name: x.shape for name, x in like.items()
