@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 from conditions import conditions
 from rich.console import Console
 from rich.table import Table
+from timing import PAUSE
 from torch_learners import Apart, TorchTask, learn
 
 from bridge import config as configs
@@ -49,7 +51,6 @@ TOLERANCE = 2e-3  # of the loss, relative, after all steps
 RATE = 3e-4  # low: at a tenth of the default rate rounding grows too slowly to part the losses
 PAIRS = 3
 SIDES = ("jax", "torch", "torch_apart")
-PAUSE = 0.5  # seconds before a turn: OpenMP's threads spin for up to 0.2 s after their last work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def measure(
     ]
     state = weights.to_torch(flatten(jax.device_get(solver.params)), model.kind)
     begin = partial(TorchTask, asdict(model), solver.feature_width, state, learning)
-    with Apart(begin, shares) as apart:
+    with closing(Apart(begin, shares)) as apart:
         times, losses = take_turns(config, lessons, groups, [begin(each) for each in plain], apart)
     for name in SIDES[1:]:
         if not np.allclose(losses["jax"], losses[name], rtol=TOLERANCE):

@@ -6,7 +6,8 @@
 A case is SIDE x COLORS x DEMONSTRATIONS: of the canvas, of its palette, of the task. The student is
 `--preset` with random weights, unless `--checkpoint` names a trained one: times follow sizes alone.
 The second case is looked at more closely, and there the teacher is timed: it sees pictures, all of
-one size. Everybody takes turns, so ratios hold on a busy machine where milliseconds do not. Each
+one size. Everybody takes turns, so ratios hold on a busy machine where milliseconds do not; there
+set OMP_WAIT_POLICY=passive, or PyTorch's threads wait a hundred times as long as they compute. Each
 runtime must first give JAX's answer, both in float32; then PyTorch computes as JAX does, ONNX
 Runtime in float32. The teacher draws no grid: its time is that of an action.
 """
@@ -114,7 +115,9 @@ def main(config: BenchLatencyConfig) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     solver = load_solver(config.checkpoint) if config.checkpoint else random_student(config.preset)
     engine = Engine(solver)
+    exact = engine if engine.compute == "float32" else Engine(solver, "float32")
     under = conditions("jax", "flax", "torch", "transformers", "onnxruntime")
+    under["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY")
     about = {
         "device": jax.devices()[0].device_kind,
         "weights": str(config.checkpoint) if config.checkpoint else "random",
@@ -130,24 +133,24 @@ def main(config: BenchLatencyConfig) -> None:
         policy = load_policy("random", config.teacher, 0, device, getattr(torch, compute))
         result["teacher"] = describe_teacher(config, policy)
     for case in config.cases:
-        found = measure_case(config, solver, engine, policy, case, device)
+        found = measure_case(config, solver, engine, exact, policy, case, device)
         result["cases"][case] = {**found, "run": this_run}
         keep(config, result)
     del policy
     if config.cold:
-        cold = cold_starts(config.folder, make_task(*sizes_of(middle_case(config))))
-        result["cold"] = {**cold, "run": this_run}
+        result["cold"] = cold_starts(config.folder, make_task(*sizes_of(middle_case(config))))
+        result["run_of"]["cold"] = this_run
         keep(config, result)
     if config.feature_tokens:
         reader = random_student(FEATURE)
         sides = feature_sides(reader, config.feature_tokens, device)
-        timings = race(sides, config.runs, config.seconds, config.rounds)
-        result["feature"] = {"timings": timings, "run": this_run}
+        result["feature"] = race(sides, config.runs, config.seconds, config.rounds)
         result["feature_parameters"] = reader.num_parameters
+        result["run_of"]["feature"] = this_run
         keep(config, result)
     if config.curves:
-        grown = curves(solver, min(config.runs, 30), config.seconds / 4)
-        result["curves"] = {**grown, "run": this_run}
+        result["curves"] = curves(solver, min(config.runs, 30), config.seconds / 4)
+        result["run_of"]["curves"] = this_run
     show(result)
     keep(config, result)
     if config.out:
@@ -187,6 +190,7 @@ def begin(
         "config": configs.to_dict(config),
         "ceilings": ceilings,  # FLOP/s of square products
         "cases": {},
+        "run_of": {},  # which of `runs` measured what is no case
     }
 
 
@@ -258,6 +262,7 @@ def measure_case(
     config: BenchLatencyConfig,
     solver: Solver,
     engine: Engine,
+    exact: Engine,
     policy: Gr00tPolicy | None,
     case: str,
     device: str,
@@ -269,9 +274,9 @@ def measure_case(
         for views in config.views:
             vote = vote_sides(engine, solver.config.model, text, views)
             sides[f"JAX: network, {views} views"] = vote
-    sides |= torch_sides(solver, engine, text, device)
+    sides |= torch_sides(solver, engine, exact, text, device)
     if has_onnx(config):
-        sides |= onnx_sides(config.folder, solver, engine, text)
+        sides |= onnx_sides(config.folder, exact, solver.config.model, text)
     if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
         sides |= teacher_sides(policy, question_of(text), device)
     shape = engine.shape(question_of(text))

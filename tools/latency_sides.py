@@ -103,10 +103,20 @@ def vote_sides(engine: Engine, model: ModelConfig, text: str, views: int) -> Con
     return Contender(lambda: jax.block_until_ready(prepared.run()), flops, views, engine.compute)
 
 
-def torch_sides(solver: Solver, engine: Engine, text: str, device: str) -> dict[str, Contender]:
-    """The same weights in PyTorch, which reads the task in every call, computed as JAX does."""
+def torch_sides(
+    solver: Solver, engine: Engine, exact: Engine, text: str, device: str
+) -> dict[str, Contender]:
+    """The same weights in PyTorch, which reads the task in every call, computed as JAX does.
+
+    Args:
+        solver: the student.
+        engine: that in JAX.
+        exact: the same in float32, which others' float32 is held against.
+        text: the task's JSON.
+        device: cpu or cuda.
+    """
     drawn = engine.draw(question_of(text))
-    said = np.asarray(both_of(exact(solver, engine), drawn)())
+    said = np.asarray(both_of(exact, drawn)())
     inputs = tuple(torch.tensor(x, device=device) for x in drawn)
     flops = sum(flops_of(solver.config.model, drawn))
     runners = torch_runners(mirror_of(solver).to(device), inputs, said, engine.compute)
@@ -123,7 +133,8 @@ def torch_runners(
 
     Both must first say in float32 what JAX said in float32.
     """
-    modules = {"PyTorch eager": mirror.eval(), "torch.compile": torch.compile(mirror.eval())}
+    mirror.eval()
+    modules = {"PyTorch eager": mirror, "torch.compile": torch.compile(mirror)}
 
     def run(module: Any, *, half: bool) -> torch.Tensor:
         device = inputs[0].device.type
@@ -134,9 +145,9 @@ def torch_runners(
 
     for name, module in modules.items():
         check_same(said, run(module, half=False).numpy(), name)
-    if compute == "bfloat16":
-        cast_matrices(mirror)
     half = compute == "bfloat16"
+    if half:
+        cast_matrices(mirror)
     return {name: partial(run, module, half=half) for name, module in modules.items()}
 
 
@@ -147,19 +158,14 @@ def cast_matrices(mirror: torch.nn.Module) -> None:
             module.to(torch.bfloat16)
 
 
-def exact(solver: Solver, engine: Engine) -> Engine:
-    """Returns the engine that others' float32 is held against."""
-    return engine if engine.compute == "float32" else Engine(solver, "float32")
-
-
-def onnx_sides(folder: Path, solver: Solver, engine: Engine, text: str) -> dict[str, Contender]:
+def onnx_sides(folder: Path, exact: Engine, model: ModelConfig, text: str) -> dict[str, Contender]:
     """The same weights in ONNX Runtime, in float32: its threads spin for work, or give way."""
     question, sides = question_of(text), {}
-    said = np.asarray(exact(solver, engine).prepare(question).run())
+    said = np.asarray(exact.prepare(question).run())
     for name, patient in (("ONNX Runtime", False), ("ONNX Runtime, patient", True)):
         other = OnnxEngine(folder, patient=patient)
         check_same(said, np.asarray(other.prepare(question).run()), name)
-        sides |= engine_sides(name, other, solver.config.model, text, "float32")
+        sides |= engine_sides(name, other, model, text, "float32")
     return sides
 
 

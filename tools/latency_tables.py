@@ -38,25 +38,20 @@ def show(result: dict[str, Any]) -> None:
         console.print(table)
         memory = found["device_bytes"] / 1e6
         console.print(f"JAX needs {memory:,.0f} MB, weights included, as XLA plans\n")
-    for name, each in result.get("feature", {}).get("timings", {}).items():
+    for name, each in result.get("feature", {}).items():
         console.print(f"{name}: {each['p50']:,.0f} ms ({each['runs']} runs)", highlight=False)
-    for name, each in without_run(result.get("cold", {})).items():
+    for name, each in result.get("cold", {}).items():
         console.print(
             f"first answer, {name}: {each['seconds']:.1f} s, {each['peak_host_mib']:,.0f} MiB",
             highlight=False,
         )
-    for name, each in without_run(result.get("curves", {})).items():
+    for name, each in result.get("curves", {}).items():
         useful = (
             f"; more than {each['largest_useful']} save nothing" if "largest_useful" in each else ""
         )
         console.print(
             f"time grows with {name} to the power of {each['exponent']}{useful}", highlight=False
         )
-
-
-def without_run(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns what was measured, without the number of the run."""
-    return {name: each for name, each in found.items() if name != "run"}
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

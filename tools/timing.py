@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-PAUSE = 0.3  # seconds before a turn: OpenMP's threads spin for up to 0.2 s after their last work
+PAUSE = 0.5  # seconds before a turn: OpenMP's threads spin for up to 0.2 s after their last work
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -97,7 +96,7 @@ def learn(tasks: Sequence[TorchTask], drawn: Drawn) -> Said:
 
 
 class Apart:
-    """Tasks that learn in processes of one thread each; closed, these end."""
+    """Tasks that learn in processes of one thread each."""
 
     def __init__(self, begin: Begin, shares: Sequence[Sequence[Shown]]) -> None:
         """Starts a process for each share of the tasks, and waits until all have begun."""
@@ -113,15 +112,8 @@ class Apart:
             theirs.close()  # the process has its own: ours would hide that it ended
         self._hear()
 
-    def __enter__(self) -> Apart:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the processes."""
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:
