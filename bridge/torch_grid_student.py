@@ -67,14 +67,14 @@ class ColorTrunk(nn.Module):
         own: torch.Tensor,
         shown: torch.Tensor,
         mask: torch.Tensor,
-        angles: torch.Tensor,
+        turns: torch.Tensor,
         side: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps [B, T, C, D] and [B, T, S] to the same; the rest goes to every block."""
         for i in range(len(self.rounds)):
             x, own = x + self.rounds[i], own + self.invariant_rounds[i]
             for block in self.blocks:
-                x, own = block((x, own), shown, mask, angles, side)
+                x, own = block((x, own), shown, mask, turns, side)
         return self.norm(x), self.invariant_norm(own)
 
 
@@ -118,7 +118,7 @@ class ColorBlock(nn.Module):
         states: tuple[torch.Tensor, torch.Tensor],
         shown: torch.Tensor,
         mask: torch.Tensor,
-        angles: torch.Tensor,
+        turns: torch.Tensor,
         side: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps [B, T, C, D] and [B, T, S] to the same; shown bool[B, C], mask bool[B, T]."""
@@ -127,7 +127,7 @@ class ColorBlock(nn.Module):
         mean = mean_color(normed, shown)
         if self.invariant:
             mean = self.invariant_norm1(own) + self.read(mean)
-        weights = self._patterns(mean, mask, angles)
+        weights = self._patterns(mean, mask, turns)
         x = x + self._attend(weights, normed)
         if self.invariant:
             own = own + self._attend_invariant(weights, mean)
@@ -148,12 +148,12 @@ class ColorBlock(nn.Module):
         return nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
 
     def _patterns(
-        self, mean: torch.Tensor, mask: torch.Tensor, angles: torch.Tensor
+        self, mean: torch.Tensor, mask: torch.Tensor, turns: torch.Tensor
     ) -> torch.Tensor:
         """Who attends whom, [B, H, T, T]."""
         batch, tokens, _ = mean.shape
         query, key = (
-            _rotate(layer(mean).reshape(batch, tokens, self.heads, -1), angles).transpose(1, 2)
+            _rotate(layer(mean).reshape(batch, tokens, self.heads, -1), turns).transpose(1, 2)
             for layer in (self.query, self.key)
         )
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
@@ -263,9 +263,9 @@ class GridMirror(nn.Module):
         prefix = self.pair_tokens[None, :, None].expand(batch * pairs, -1, count, -1)
         x = torch.cat([prefix, cells], 1)
         everywhere = torch.ones(x.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
-        angles = self._angles(side, self.tokens_per_pair).to(x.device)
+        turns = self._turns(side, self.tokens_per_pair).to(x.device)
         own = self._lift("encoder", x, shown)
-        x = self.encoder(x, own, shown, everywhere, angles, side)[0][:, : self.tokens_per_pair]
+        x = self.encoder(x, own, shown, everywhere, turns, side)[0][:, : self.tokens_per_pair]
         tokens = x.reshape(batch, pairs * self.tokens_per_pair, count, -1)
         shown = shown.reshape(batch, pairs, -1)
         if self.has_table:
@@ -291,9 +291,9 @@ class GridMirror(nn.Module):
         x = torch.cat([tokens, embed(self.color, cells, palette)], 1)
         known = mask.repeat_interleave(self.tokens_per_pair, 1)
         everywhere = torch.ones(batch, side * side, dtype=torch.bool, device=x.device)
-        angles = self._angles(side, tokens.shape[1]).to(x.device)
+        turns = self._turns(side, tokens.shape[1]).to(x.device)
         mask, own = torch.cat([known, everywhere], 1), self._lift("core", x, shown)
-        x, own = (y[:, tokens.shape[1] :] for y in self.core(x, own, shown, mask, angles, side))
+        x, own = (y[:, tokens.shape[1] :] for y in self.core(x, own, shown, mask, turns, side))
         colors = (self.color_head(x)[..., 0] - NEVER).masked_fill(~shown[:, None], 0.0)
         colors = colors @ one_hot(palette).to(colors.dtype) + NEVER
         mean = own if self.invariant else mean_color(x, shown)
@@ -307,8 +307,8 @@ class GridMirror(nn.Module):
         lift = self.encoder_lift if trunk == "encoder" else self.core_lift
         return lift(mean_color(x, shown))
 
-    def _angles(self, side: int, prefix: int) -> torch.Tensor:
-        return _rotary_angles(side, prefix, self.key_width, self.positions)
+    def _turns(self, side: int, prefix: int) -> torch.Tensor:
+        return _rotary_turns(side, prefix, self.key_width, self.positions)
 
 
 def mean_color(x: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
@@ -339,8 +339,13 @@ def embed(traits: nn.Embedding, cells: torch.Tensor, palette: torch.Tensor) -> t
     return torch.stack(true, -1).to(traits.weight.dtype) @ traits.weight
 
 
+def _rotary_turns(side: int, prefix: int, key_width: int, positions: str) -> torch.Tensor:
+    """As `student_jax.color_block.rotary_turns`: f32[2, prefix + N * N, key_width / 2]."""
+    angles = _rotary_angles(side, prefix, key_width, positions)
+    return torch.stack([angles.sin(), angles.cos()])
+
+
 def _rotary_angles(side: int, prefix: int, key_width: int, positions: str) -> torch.Tensor:
-    """As `student_jax.color_block.rotary_angles`: f32[prefix + N * N, key_width / 2]."""
     if positions == "1-d":
         half = key_width // 2
         frequencies = LINE_ROPE_BASE ** (-torch.arange(half) / half)
@@ -355,8 +360,8 @@ def _rotary_angles(side: int, prefix: int, key_width: int, positions: str) -> to
     return torch.cat([torch.zeros(prefix, 2 * quarter), cells])
 
 
-def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turns channels of [B, T, H, K] in pairs by angles f32[T, K / 2]."""
-    sin, cos = angles.sin()[None, :, None], angles.cos()[None, :, None]
+def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turns channels of [B, T, H, K] in pairs by sines and cosines f32[2, T, K / 2]."""
+    sin, cos = turns[:, None, :, None]
     even, odd = x.chunk(2, -1)
     return torch.cat([even * cos - odd * sin, even * sin + odd * cos], -1)

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from student_jax.depthwise import depthwise_3x3
 from student_jax.linear import multiply
@@ -28,41 +30,42 @@ from student_jax.trunk import PreNorm, attend
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
 LINE_ROPE_BASE = 10_000.0  # arXiv 2104.09864, section 3.2.2: a line has up to 1024 cells
 
+Turns = npt.NDArray[np.float32]
 
-def rotary_angles(side: int, prefix: int, key_width: int, positions: str) -> jax.Array:
-    """Returns the angles of rotary position embedding for `prefix` tokens and then a canvas.
+
+def rotary_turns(side: int, prefix: int, key_width: int, positions: str) -> Turns:
+    """Returns the turns of rotary position embedding for `prefix` tokens and then a canvas.
 
     2-d: the first half of a head turns with the row, the second with the column. 1-d: all of it
-    turns with the place in reading order. Prefix tokens do not turn at all.
+    turns with the place in reading order. Prefix tokens do not turn at all. Constants of a program,
+    or a CPU would take sines anew for every head of every block.
 
     Source: RoPE, arXiv 2104.09864; axial 2-D form, arXiv 2403.13298.
 
     Returns:
-        f32[prefix + N * N, K / 2].
+        Sines and cosines, f32[2, prefix + N * N, K / 2].
     """
     if positions == "1-d":
         half = key_width // 2
-        frequencies = LINE_ROPE_BASE ** (-jnp.arange(half) / half)
-        line = jnp.arange(side**2)[:, None] * frequencies[None]
-        return jnp.concatenate([jnp.zeros((prefix, half)), line])
-    quarter = key_width // 4
-    frequencies = ROPE_BASE ** (-jnp.arange(quarter) / quarter)
-    position = jnp.arange(side)[:, None] * frequencies[None]  # [N, K/4]
-    shape = (side, side, quarter)
-    rows = jnp.broadcast_to(position[:, None], shape)
-    cols = jnp.broadcast_to(position[None, :], shape)
-    cells = jnp.concatenate([rows, cols], -1).reshape(side * side, 2 * quarter)
-    return jnp.concatenate([jnp.zeros((prefix, 2 * quarter)), cells])
+        frequencies = LINE_ROPE_BASE ** (-np.arange(half) / half)
+        angles = np.arange(side**2)[:, None] * frequencies
+    else:
+        quarter = key_width // 4
+        frequencies = ROPE_BASE ** (-np.arange(quarter) / quarter)
+        cells = np.indices((side, side)).reshape(2, -1).T  # [N * N, 2], row and column
+        angles = (cells[:, :, None] * frequencies).reshape(side**2, -1)
+    angles = np.pad(angles, ((prefix, 0), (0, 0)))
+    return np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32)
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns each pair of channels by its angle.
+def rotate(x: jax.Array, turns: Turns) -> jax.Array:
+    """Turns each pair of channels.
 
     Args:
         x: [B, T, H, K].
-        angles: f32[T, K / 2].
+        turns: f32[2, T, K / 2], sines and cosines.
     """
-    sin, cos = (f(angles)[None, :, None].astype(x.dtype) for f in (jnp.sin, jnp.cos))
+    sin, cos = (each[None, :, None] for each in turns)
     even, odd = jnp.split(x, 2, -1)
     return jnp.concatenate([even * cos - odd * sin, even * sin + odd * cos], -1)
 
@@ -87,7 +90,7 @@ class Scene:
 
     shown: jax.Array  # bool[B, C], the colors that the task shows
     mask: jax.Array | None  # bool[B, T], True where a token may be attended; None for everywhere
-    angles: jax.Array  # f32[T, K / 2] of the rotary embedding
+    turns: Turns  # f32[2, T, K / 2] of the rotary embedding
     side: int = field(metadata={"static": True})  # N; the last N * N tokens are a canvas' cells
 
 
@@ -105,7 +108,7 @@ class ColorBlock(PreNorm):
         heads, mean = config.heads, self._mean("read", x, where)
         key_width = config.key_width // heads
         both = self.dense_each((heads, key_width), ("query", "key"), mean)
-        query, key = (rotate(each, where.angles) for each in both)
+        query, key = (rotate(each, where.turns).astype(config.compute) for each in both)
         weights = attend(query, key, where.mask)  # [B, H, T, T]
         value = self.dense((heads, width // heads), "value", x.colors)  # [B, T, C, H, D / H]
         value = value.transpose(0, 3, 1, 2, 4).reshape(batch, heads, tokens, -1)

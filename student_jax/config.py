@@ -128,6 +128,9 @@ class LossConfig:
     """grid: of the task loss of the demonstrations, each answered from the others; about half the
     price of as many further examples, since each demonstration is read once"""
     feature: float = 0.5
+    fade: float = 0.0
+    """share of the steps, the last ones, over which the weight `feature` falls to 0 in a straight
+    line; 1 from the first step on; 0 for a constant weight"""
     mse: float = 1.0
     cosine: float = 0.5
     smooth_l1: float = 0.0
@@ -138,6 +141,11 @@ class LossConfig:
     variances and keeps their proportions; each token to mean 0 and std 1; or as they are"""
     form: Literal["corrected", "original"] = "corrected"
     """original: MSE summed over channels and averaged over tokens, projector frozen"""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not 0 <= self.fade <= 1:
+            raise ValueError(f"fade: expected 0 <= x <= 1, got {self.fade}")
 
 
 @dataclass(frozen=True, kw_only=True)

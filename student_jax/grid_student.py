@@ -17,7 +17,7 @@ from bridge.arc import NUM_COLORS
 from bridge.canvas import BACKGROUND, BORDER
 from bridge.transforms import NUM_DIHEDRAL
 from student_jax.batch import Array, Batch, StudentOutput
-from student_jax.color_block import ColorBlock, Scene, States, mean_color, rotary_angles
+from student_jax.color_block import ColorBlock, Scene, States, Turns, mean_color, rotary_turns
 from student_jax.config import ModelConfig
 from student_jax.trunk import Projector, Trunk
 
@@ -115,7 +115,7 @@ class GridStudent(nn.Module):
             (len(drawn), len(self.pair_tokens), each.shape[1], self.config.width),
         )
         x = jnp.concatenate([prefix, cells], 1)
-        scene = Scene(colors, None, self._angles(side, prefix.shape[1]), side)
+        scene = Scene(colors, None, self._turns(side, prefix.shape[1]), side)
         x = self.encoder(self._lift("encoder", x, colors), scene, train=train)
         count = self.config.tokens_per_pair
         task = TaskTokens(
@@ -150,7 +150,7 @@ class GridStudent(nn.Module):
         prefix = task.tokens.shape[1]
         known = jnp.repeat(task.mask, self.config.tokens_per_pair, axis=1)
         mask = jnp.concatenate([known, jnp.ones((batch, side * side), bool)], 1)
-        scene = Scene(shown, mask, self._angles(side, prefix), side)
+        scene = Scene(shown, mask, self._turns(side, prefix), side)
         x = self.core(self._lift("core", x, shown), scene, train=train)
         x = jax.tree.map(lambda y: y[:, prefix:], x)
         logits = self._classes(x, shown, task.palette).reshape(batch, side, side, -1)
@@ -275,9 +275,9 @@ class GridStudent(nn.Module):
         painted = jnp.einsum("btcd,bcdm->btm", x.colors, weights)
         return painted if x.invariant is None else jnp.concatenate([painted, x.invariant], -1)
 
-    def _angles(self, side: int, prefix: int) -> jax.Array:
+    def _turns(self, side: int, prefix: int) -> Turns:
         key_width = self.config.key_width // self.config.heads
-        return rotary_angles(side, prefix, key_width, self.config.positions)
+        return rotary_turns(side, prefix, key_width, self.config.positions)
 
 
 def is_color(cells: jax.Array, palette: jax.Array) -> jax.Array:

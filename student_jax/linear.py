@@ -1,8 +1,8 @@
 """Linear layers, several of the same input as one product, and their gradients.
 
-A CPU's small products cost more for being many than for being large, and of the two ways to
-multiply for a kernel's gradient XLA is left with the one that turns the larger array around
-(docs/grid-student.md).
+A CPU's small products cost more for being many than for being large (docs/grid-student.md). Of a
+student in bf16 the products alone are: what comes between is f32, or a CPU rounds after every step,
+which takes it longer than the step (docs/performance.md).
 
 In the shape descriptions: `R` rows, `D` width entering, `E` width leaving.
 """
@@ -55,7 +55,7 @@ def keep_bias(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
 def linear_each(
     x: jax.Array, weights: Sequence[tuple[jax.Array, jax.Array]], dtype: Any
 ) -> list[jax.Array]:
-    """Applies several layers of equal widths to rows [R, D], in `dtype`: [R, E] of each."""
+    """Applies several layers of equal widths to rows [R, D], cast to `dtype`: f32[R, E] of each."""
     x = x.astype(dtype)
     if sum(kernel.size for kernel, _ in weights) > SMALL:
         return [linear(x, *each) for each in weights]
@@ -65,16 +65,16 @@ def linear_each(
 
 @jax.custom_vjp
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Multiplies rows [R, D] by a kernel f32[D, E], and adds a bias f32[E] in f32: [R, E]."""
-    return (multiply(x, kernel.astype(x.dtype)) + bias[None]).astype(x.dtype)
+    """Multiplies rows [R, D] by a kernel f32[D, E], and adds a bias f32[E]: f32[R, E]."""
+    return multiply(x, kernel) + bias[None]
 
 
 def multiply(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Multiplies matrices and adds up in f32: f32[*B, R, E] of [*B, R, D] and [*B, D, E].
+    """Multiplies [*B, R, D] by [*B, D, E], cast to its type, and adds up in f32: f32[*B, R, E].
 
     Told to return bf16, XLA on a CPU turns factors in bf16 to f32 first, for half of the speed.
     """
-    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+    return jnp.matmul(x, y.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 Saved = tuple[jax.Array, jax.Array]
@@ -87,8 +87,11 @@ def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array
 def _linear_back(saved: Saved, g: jax.Array) -> tuple[jax.Array, ...]:
     """What is summed over rows is summed in f32: in bf16, ones stop at 256."""
     x, kernel = saved
-    back = multiply(g, kernel.astype(x.dtype).T).astype(x.dtype)
-    return back, multiply(x.T, g).astype(kernel.dtype), sum_rows(g)
+    half = g.astype(x.dtype)
+    back = multiply(half, kernel.T).astype(x.dtype)
+    narrow = x.shape[1] <= half.shape[1]  # whichever is narrower is turned around
+    turned = multiply(x.T, half) if narrow else multiply(half.T, x).T
+    return back, turned.astype(kernel.dtype), sum_rows(g)
 
 
 linear.defvjp(_linear, _linear_back)

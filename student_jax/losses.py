@@ -77,7 +77,11 @@ def divisors_of(batch: Batch, weights: LossConfig, axis: str | None = None) -> D
 
 
 def distillation_loss(
-    output: StudentOutput, batch: Batch, weights: LossConfig, divisors: Divisors | None = None
+    output: StudentOutput,
+    batch: Batch,
+    weights: LossConfig,
+    divisors: Divisors | None = None,
+    feature: jax.Array | float | None = None,
 ) -> LossTerms:
     """Returns the loss terms of a batch.
 
@@ -88,7 +92,9 @@ def distillation_loss(
         batch: with scaled teacher features.
         weights: of the terms, and their form.
         divisors: of the batch that this one is a part of; by default it is the whole.
+        feature: weight of the feature terms at this step; by default the configured one.
     """
+    feature = weights.feature if feature is None else feature
     divisors = divisors or divisors_of(batch, weights)
     chex.assert_equal_shape([output.features, batch.teacher])
     mask, teacher, said = (
@@ -113,7 +119,7 @@ def distillation_loss(
         mse = mse * teacher.shape[-1]
     features = weights.mse * mse + weights.cosine * cosine + weights.smooth_l1 * smooth_l1
     return LossTerms(
-        total=weights.task * (task + weights.left_out * left_out) + weights.feature * features,
+        total=weights.task * (task + weights.left_out * left_out) + feature * features,
         task=task,
         left_out=left_out,
         mse=mse,

@@ -50,6 +50,13 @@ def make_schedule(config: OptimConfig) -> optax.Schedule:
     )
 
 
+def make_feature_schedule(config: TrainConfig) -> optax.Schedule:
+    """Returns the weight of the feature terms: constant, then falling to 0 over the last steps."""
+    steps = config.optim.total_steps
+    fading = round(config.loss.fade * steps)
+    return optax.linear_schedule(config.loss.feature, 0.0, fading, steps - fading)  # 0: constant
+
+
 def make_optimizer(config: OptimConfig, form: str = "corrected") -> optax.GradientTransformation:
     """Returns AdamW with clipping; decay acts on matrices only, not on norms and biases.
 

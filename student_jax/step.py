@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from student_jax.batch import Batch, scale_teacher
 from student_jax.config import OptimConfig, TrainConfig
 from student_jax.losses import LossTerms, distillation_loss, divisors_of
-from student_jax.state import PROJECTOR, TrainState, make_schedule
+from student_jax.state import PROJECTOR, TrainState, make_feature_schedule, make_schedule
 
 AXIS = "data"
 Metrics = dict[str, jax.Array]
@@ -37,6 +37,7 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)  # dropout's, for this step
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
     divisors = divisors_of(batch, config.loss, AXIS)
+    weight = jnp.asarray(make_feature_schedule(config)(state.step))
 
     def loss_fn(params: Any, share: Batch, key: jax.Array) -> tuple[jax.Array, LossTerms]:
         if config.loss.form == "original":  # its optimizer never saw the projector
@@ -44,7 +45,7 @@ def train_step(
         share = scale_teacher(share, state.scaling)
         also: dict[str, Any] = {"left_out": True} if config.loss.left_out else {}
         output = model.apply({"params": params}, share, train=True, rngs={"dropout": key}, **also)
-        terms = distillation_loss(output, share, config.loss, divisors)  # pyright: ignore[reportArgumentType]
+        terms = distillation_loss(output, share, config.loss, divisors, weight)  # pyright: ignore[reportArgumentType]
         return terms.total, terms
 
     grads, terms = accumulate(
@@ -65,6 +66,7 @@ def train_step(
     return new_state, metrics | {
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
+        "feature_weight": weight,
         "learning_rate": jnp.asarray(make_schedule(config.optim)(state.step)),
     }
 

@@ -141,7 +141,7 @@ class PreNorm(nn.Module):
 
     def _add(self, x: Any, change: Any, train: bool) -> Any:
         drop = nn.Dropout(self.config.dropout, deterministic=not train)
-        return jax.tree.map(lambda old, new: old + drop(new), x, change)
+        return jax.tree.map(lambda old, new: (old + drop(new)).astype(old.dtype), x, change)
 
 
 class Block(PreNorm):
@@ -151,7 +151,8 @@ class Block(PreNorm):
         """Maps [B, T, D] to [B, T, D]."""
         heads, width = self.config.heads, x.shape[-1]
         shape = (heads, width // heads)
-        query, key, value = self.dense_each(shape, ("query", "key", "value"), x)
+        made = self.dense_each(shape, ("query", "key", "value"), x)
+        query, key, value = (each.astype(x.dtype) for each in made)
         if query.dtype == jnp.bfloat16 and has_fused_attention(*shape):
             read = jax.nn.dot_product_attention(
                 query, key, value, mask=where[:, None, None, :], implementation="cudnn"

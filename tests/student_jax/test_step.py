@@ -17,7 +17,12 @@ from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Plan
 from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.losses import distillation_loss
-from student_jax.state import decays_matrices, init_state, make_optimizer
+from student_jax.state import (
+    decays_matrices,
+    init_state,
+    make_feature_schedule,
+    make_optimizer,
+)
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
 from student_jax.train import make_scaling
@@ -314,3 +319,28 @@ def test_decay_acts_on_no_bias_and_no_norm(start):
     decayed = flatten(decays_matrices(start[1].params))
     assert not any(yes for name, yes in decayed.items() if name.endswith(("bias", "scale")))
     assert all(yes for name, yes in decayed.items() if name.endswith("kernel"))
+
+
+def test_the_teachers_weight_fades(start):
+    rows, _ = steps_of(start, 1, loss__fade=0.5, optim__total_steps=4)
+    weights = [row["feature_weight"] for row in rows]
+    loss = start[0].loss
+    np.testing.assert_allclose(
+        weights, [loss.feature, loss.feature, loss.feature, loss.feature / 2]
+    )
+    for row, weight in zip(rows, weights, strict=True):
+        features = loss.mse * row["mse"] + loss.cosine * row["cosine"]
+        assert row["loss"] == pytest.approx(loss.task * row["task"] + weight * features, rel=1e-5)
+
+
+def test_a_constant_weight_and_one_that_fades_from_the_first_step():
+    config = configs.from_dict(
+        TrainConfig, {"data": {"store": "none"}, "optim": {"total_steps": 8}}
+    )
+    constant, fading = (
+        make_feature_schedule(replace(config, loss=replace(config.loss, fade=fade)))
+        for fade in (0.0, 1.0)
+    )
+    steps = np.arange(9)
+    np.testing.assert_allclose(jax.vmap(constant)(steps), config.loss.feature)
+    np.testing.assert_allclose(jax.vmap(fading)(steps), config.loss.feature * (1 - steps / 8))
