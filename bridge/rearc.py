@@ -69,7 +69,8 @@ def main(config: RearcConfig) -> None:
     if about is not None and about["digest"] is not None:
         if {name: about.get(name) for name in wanted} != wanted:
             raise InputError(f"--out {config.out}: holds other pairs: {about}; give another folder")
-        print(f"{config.out}: is there already, digest {digest_of(config.out)[:12]}")
+        _check_unchanged(config.out, about["digest"])
+        print(f"{config.out}: is there already, digest {about['digest'][:12]}")
         return
     task_ids = [name for name in load_tasks("arcagi/training") if name not in LEAKING]
     _begin(config.out, wanted, task_ids)
@@ -109,8 +110,8 @@ def load_generated(folder: Path, task_ids: set[str], max_side: int) -> dict[str,
     files = sorted(path for path in folder.glob("*.json") if path.stem in task_ids)
     if not files:
         raise InputError(f"{folder}: expected files {{task_id}}.json; run python -m bridge.rearc")
-    if about is not None and about["digest"] != digest_of(folder):
-        raise InputError(f"{folder}: files differ from those that were generated; generate again")
+    if about is not None:
+        _check_unchanged(folder, about["digest"])
     found = {}
     for path in files:
         pairs = [
@@ -152,6 +153,14 @@ def digest_of(folder: Path) -> str:
         if path.name != ABOUT:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _check_unchanged(folder: Path, digest: str) -> None:
+    if digest_of(folder) != digest:
+        raise InputError(
+            f"{folder}: files differ from those that were generated; remove the folder, then run "
+            f"python -m bridge.rearc --out {folder}"
+        )
 
 
 def _about(folder: Path) -> dict[str, Any] | None:

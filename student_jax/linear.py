@@ -1,8 +1,6 @@
 """Linear layers, several of the same input as one product, and their gradients.
 
-A CPU's small products cost more for being many than for being large (docs/grid-student.md). Of a
-student in bf16 the products alone are: what comes between is f32, or a CPU rounds after every step,
-which takes it longer than the step (docs/performance.md).
+A CPU's small products cost more for being many than for being large (docs/grid-student.md).
 
 In the shape descriptions: `R` rows, `D` width entering, `E` width leaving.
 """
@@ -55,7 +53,7 @@ def keep_bias(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
 def linear_each(
     x: jax.Array, weights: Sequence[tuple[jax.Array, jax.Array]], dtype: Any
 ) -> list[jax.Array]:
-    """Applies several layers of equal widths to rows [R, D], cast to `dtype`: f32[R, E] of each."""
+    """Applies several layers of equal widths to rows [R, D], cast to `dtype`: [R, E] of each."""
     x = x.astype(dtype)
     if sum(kernel.size for kernel, _ in weights) > SMALL:
         return [linear(x, *each) for each in weights]
@@ -65,8 +63,17 @@ def linear_each(
 
 @jax.custom_vjp
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Multiplies rows [R, D] by a kernel f32[D, E], and adds a bias f32[E]: f32[R, E]."""
-    return multiply(x, kernel) + bias[None]
+    """Multiplies rows [R, D] by a kernel f32[D, E], and adds a bias f32[E] in f32: [R, E]."""
+    return (multiply(x, kernel) + bias[None]).astype(between(x.dtype))
+
+
+def between(dtype: Any) -> Any:
+    """Returns the type of what lies between products of a type: f32 on a CPU, else the same.
+
+    A CPU would round bf16 after every operation, which takes longer than the operations
+    (docs/performance.md). Elsewhere they are fused, and half the bytes are to be moved.
+    """
+    return jnp.float32 if jax.default_backend() == "cpu" else dtype
 
 
 def multiply(x: jax.Array, y: jax.Array) -> jax.Array:

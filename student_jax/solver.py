@@ -90,9 +90,11 @@ def load_solver(out: Path, which: Which = "latest", store: str | None = None) ->
         store: the teacher's features, which a released student that reads them needs.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none; if the best of a released student is asked for.
     """
     if is_release(out):
+        if which == "best":
+            raise InputError(f"{out}: a released student has no best weights; leave --which out")
         release = read_release(out, store=store)
         step = release.about["step"]
         return make_solver(release.config, step, release.about, release.params, release.scaling)

@@ -116,6 +116,9 @@ def test_whole_folder_is_kept_and_other_pairs_go_elsewhere(given, tmp_path, caps
     with pytest.raises(InputError, match="holds other pairs"):
         rearc.main(RearcConfig(out=tmp_path, max_side=10))
     assert len(files_of(tmp_path)) == 4
+    (tmp_path / "1b.json").write_text("[]")
+    with pytest.raises(InputError, match=r"differ from .* remove the folder, then run"):
+        rearc.main(RearcConfig(out=tmp_path))
 
 
 def test_files_that_the_command_did_not_write_are_left_alone(given, tmp_path):

@@ -23,8 +23,10 @@ def test_weights_are_flaxs(entering, leaving):
 
 @pytest.mark.parametrize("largest", [0, linear.SMALL], ids=["apart", "as one"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.03)])
-def test_layers_are_flaxs(monkeypatch, largest, dtype, tolerance):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_layers_are_flaxs(monkeypatch, largest, dtype, tolerance, backend):
     monkeypatch.setattr(linear, "SMALL", largest)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rng = np.random.default_rng(0)
     x, *weights = (
         jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -34,7 +36,7 @@ def test_layers_are_flaxs(monkeypatch, largest, dtype, tolerance):
 
     def ours(x, first, first_bias, second, second_bias):
         one, two = linear_each(x, [(first, first_bias), (second, second_bias)], dtype)
-        assert one.dtype == two.dtype == jnp.float32
+        assert one.dtype == two.dtype == (jnp.float32 if backend == "cpu" else dtype)
         return (one * turn + jnp.sin(two)).astype(jnp.float32).sum()
 
     def theirs(x, first, first_bias, second, second_bias):

@@ -7,6 +7,7 @@ import pytest
 
 from bridge import torch_export
 from bridge.arc import open_questions
+from bridge.errors import InputError
 from bridge.predictions import read_predictions
 from bridge.proofs import read_proofs
 from student_jax.solve import NANO
@@ -34,6 +35,11 @@ def test_no_task_that_it_calls_held_out_was_trained_on(solver):
     assert solver.trained_on <= set(trained)
     assert len(held_out) >= 40
     assert solver.num_parameters <= 2_000_000
+
+
+def test_it_has_no_best_weights():
+    with pytest.raises(InputError, match="a released student has no best weights"):
+        load_solver(NANO, "best")
 
 
 def test_pytorch_answers_alike(solver):
