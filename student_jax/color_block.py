@@ -15,7 +15,7 @@ heads, `K` key width of a head, `M` MLP width, `N` canvas side.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,7 @@ from student_jax.trunk import PreNorm, attend
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
 LINE_ROPE_BASE = 10_000.0  # arXiv 2104.09864, section 3.2.2: a line has up to 1024 cells
 
-Turns = npt.NDArray[np.float32]
+Turns = npt.NDArray[np.float32] | jax.Array
 
 
 def rotary_turns(side: int, prefix: int, key_width: int, positions: str) -> Turns:
@@ -52,10 +52,13 @@ def rotary_turns(side: int, prefix: int, key_width: int, positions: str) -> Turn
     else:
         quarter = key_width // 4
         frequencies = ROPE_BASE ** (-np.arange(quarter) / quarter)
-        cells = np.indices((side, side)).reshape(2, -1).T  # [N * N, 2], row and column
-        angles = (cells[:, :, None] * frequencies).reshape(side**2, -1)
-    angles = np.pad(angles, ((prefix, 0), (0, 0)))
-    return np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32)
+        places = np.indices((side, side)).reshape(2, -1).T  # [N * N, 2], row and column
+        angles = (places[:, :, None] * frequencies).reshape(side**2, -1)
+    cells = np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32)
+    still = np.array([0, 1], np.float32)[:, None, None]
+    lib: Any = np if isinstance(prefix, int) else jnp  # an export leaves open how many there are
+    still = lib.broadcast_to(still, (2, prefix, key_width // 2))
+    return lib.concatenate([still, cells], 1)
 
 
 def rotate(x: jax.Array, turns: Turns) -> jax.Array:
