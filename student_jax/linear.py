@@ -94,11 +94,12 @@ def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array
 def _linear_back(saved: Saved, g: jax.Array) -> tuple[jax.Array, ...]:
     """What is summed over rows is summed in f32: in bf16, ones stop at 256."""
     x, kernel = saved
-    half = g.astype(x.dtype)
-    back = multiply(half, kernel.T).astype(x.dtype)
-    narrow = x.shape[1] <= half.shape[1]  # whichever is narrower is turned around
-    turned = multiply(x.T, half) if narrow else multiply(half.T, x).T
-    return back, turned.astype(kernel.dtype), sum_rows(g)
+    factor = g.astype(x.dtype)
+    back = multiply(factor, kernel.T).astype(x.dtype)
+    # Turned around is the narrower: left to it, XLA turns the larger (docs/grid-student.md).
+    narrow = x.shape[1] <= factor.shape[1]
+    of_kernel = multiply(x.T, factor) if narrow else multiply(factor.T, x).T
+    return back, of_kernel.astype(kernel.dtype), sum_rows(g)
 
 
 linear.defvjp(_linear, _linear_back)

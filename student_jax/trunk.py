@@ -151,8 +151,8 @@ class Block(PreNorm):
         """Maps [B, T, D] to [B, T, D]."""
         heads, width = self.config.heads, x.shape[-1]
         shape = (heads, width // heads)
-        made = self.dense_each(shape, ("query", "key", "value"), x)
-        query, key, value = (each.astype(x.dtype) for each in made)
+        each = self.dense_each(shape, ("query", "key", "value"), x)
+        query, key, value = (y.astype(x.dtype) for y in each)
         if query.dtype == jnp.bfloat16 and has_fused_attention(*shape):
             read = jax.nn.dot_product_attention(
                 query, key, value, mask=where[:, None, None, :], implementation="cudnn"

@@ -77,8 +77,9 @@ def test_misspelt_flag_exits_with_a_suggestion(capsys):
     assert "--optim.peak_lr" in capsys.readouterr().err
 
 
-def test_bad_flag_value_exits_before_any_work(capsys):
+@pytest.mark.parametrize("flag", ["--optim.warmup_fraction", "--loss.fade"])
+def test_bad_flag_value_exits_before_any_work(capsys, flag):
     with pytest.raises(SystemExit) as stop:
-        configs.parse(TrainConfig, ["--optim.warmup_fraction", "2"])
+        configs.parse(TrainConfig, [flag, "2"])
     assert stop.value.code == 2
-    assert "warmup_fraction" in capsys.readouterr().err
+    assert f"{flag.split('.')[1]}: expected 0" in capsys.readouterr().err
