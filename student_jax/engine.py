@@ -27,8 +27,9 @@ from student_jax.batch import Batch, check_features
 from student_jax.batch import feature_batch as batch_of
 from student_jax.grid_student import GridStudent, TaskTokens
 from student_jax.keep import make_room_for_programs
+from student_jax.packing import Packed, pack, unpack
 from student_jax.solver import Solver, make_predict
-from student_jax.students import needed_to_answer, with_unused
+from student_jax.students import OF_ANSWERING, OF_READING, needed_to_answer, with_unused
 
 CPU_INFO = Path("/proc/cpuinfo")  # Linux alone
 MULTIPLIES_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # x86: AMD Zen 4, Intel Cooper Lake, and later
@@ -61,7 +62,8 @@ class Engine(Answerer):
         config = replace(solver.config.model, compute=self.compute, remat=False)  # type: ignore[arg-type]
         self._model = GridStudent(config, solver.feature_width)
         self._like = jax.eval_shape(lambda: solver.params)
-        self.weights = place_weights(solver.params, self.compute)
+        self.reading = place_weights(solver.params, self.compute, besides=OF_ANSWERING)
+        self.answering = place_weights(solver.params, self.compute, besides=OF_READING)
         self._readers: dict[Shape, Program] = {}
         self._answerers: dict[Shape, Program] = {}
 
@@ -75,14 +77,14 @@ class Engine(Answerer):
         drawn, count = fill(drawn), len(drawn)
         inputs = (np.concatenate(each) for each in zip(*(each[:3] for each in drawn), strict=True))
         program = self.reader(drawn[0].shape._replace(questions=len(drawn)))
-        return program(self.weights, *inputs)[:count]
+        return program(self.reading, *inputs)[:count]
 
     def ask(self, tasks: Sequence[TaskTokens], drawn: Sequence[Drawn]) -> Callable[[], jax.Array]:
         """Sends the queries to the device, and returns what answers them."""
         queries = jax.device_put(np.concatenate([each.queries for each in fill(drawn)]))
         tasks = tuple(fill(tasks))
         program = self.answerer(drawn[0].shape._replace(questions=len(tasks)))
-        return partial(program, self.weights, tasks, queries)
+        return partial(program, self.answering, tasks, queries)
 
     def reader(self, shape: Shape) -> Program:
         """Returns what reads tasks of this shape, compiled once."""
@@ -107,32 +109,32 @@ class Engine(Answerer):
 
     def _lower_reader(self, shape: Shape) -> Any:
         encode = jax.jit(partial(self._encode, shape.questions))
-        return encode.lower(self.weights, *_demonstrations_like(shape))
+        return encode.lower(self.reading, *_demonstrations_like(shape))
 
     def _lower_answerer(self, shape: Shape) -> Any:
         one = shape._replace(questions=1)
         encode = partial(self._encode, 1)
-        (task,) = jax.eval_shape(encode, self.weights, *_demonstrations_like(one))
+        (task,) = jax.eval_shape(encode, self.reading, *_demonstrations_like(one))
         (side, _), rows = shape.bucket, shape.questions * shape.views
         queries = jax.ShapeDtypeStruct((rows, side, side), jnp.uint8)
         tasks = (task,) * shape.questions
-        return jax.jit(self._answer).lower(self.weights, tasks, queries)
+        return jax.jit(self._answer).lower(self.answering, tasks, queries)
 
     def _encode(
-        self, tasks: int, weights: Any, demonstrations: Any, mask: Any, palette: Any
+        self, tasks: int, weights: Packed, demonstrations: Any, mask: Any, palette: Any
     ) -> tuple[TaskTokens, ...]:
         """Reads demonstrations u8[Q * W, P, 2, N, N] of so many tasks, and keeps these apart."""
         drawn = (demonstrations, mask, palette)
         read: Any
-        variables = {"params": with_unused(weights, self._like)}
+        variables = {"params": with_unused(unpack(weights), self._like)}
         read, _ = self._model.apply(variables, *drawn, method="encode_task")
         views = len(palette) // tasks
         cut = lambda i: jax.tree.map(lambda x: x[i * views : (i + 1) * views], read)  # noqa: E731
         return tuple(cut(i) for i in range(tasks))
 
-    def _answer(self, weights: Any, tasks: tuple[TaskTokens, ...], queries: Any) -> jax.Array:
+    def _answer(self, weights: Packed, tasks: tuple[TaskTokens, ...], queries: Any) -> jax.Array:
         """Answers queries u8[Q * W, N, N]: log-probabilities f32[Q * W, N, N, V]."""
-        variables = {"params": with_unused(weights, self._like)}
+        variables = {"params": with_unused(unpack(weights), self._like)}
         task = jax.tree.map(lambda *each: jnp.concatenate(each), *tasks)
         said: Any = self._model.apply(variables, task, queries, method="answer")
         return jax.nn.log_softmax(said[0].astype(jnp.float32))
@@ -181,8 +183,8 @@ class FeatureEngine:
             self._programs[features.shape[1]] = lowered.compile()
         return self._programs[features.shape[1]](self.weights, self._scaling, batch)
 
-    def _answer(self, weights: Any, scaling: Scaling, batch: Batch) -> jax.Array:
-        return self._predict(with_unused(weights, self._like), scaling, batch)
+    def _answer(self, weights: Packed, scaling: Scaling, batch: Batch) -> jax.Array:
+        return self._predict(with_unused(unpack(weights), self._like), scaling, batch)
 
 
 def default_compute(trained: str) -> str:
@@ -209,14 +211,14 @@ def _demonstrations_like(shape: Shape) -> tuple[jax.ShapeDtypeStruct, ...]:
     )
 
 
-def place_weights(params: Any, compute: str) -> Any:
-    """Puts on the device what answering needs, as it is computed with.
+def place_weights(params: Any, compute: str, besides: Sequence[str] = ()) -> Packed:
+    """Puts on the device what answering needs, as it is computed with, without parts `besides`.
 
     The matrices of blocks are cast once and not in every call; the numbers are the same, since
     the layers cast them anyway. Norms and biases stay in float32.
     """
     cast = {
         name: jnp.asarray(leaf, compute) if ".block_" in name and name.endswith("kernel") else leaf
-        for name, leaf in flatten(needed_to_answer(params)).items()
+        for name, leaf in flatten(needed_to_answer(params, besides)).items()
     }
-    return jax.device_put(unflatten(cast))
+    return jax.device_put(pack(unflatten(cast)))

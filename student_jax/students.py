@@ -6,6 +6,7 @@ side, `V` = 12 cell classes, `D` width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -64,6 +65,10 @@ UNUSED = (
     *("table", "symmetries"),
 )
 
+# Of a grid student: of no use once a task is read, and of no use before.
+OF_READING = ("encoder", "encoder_lift", "output_color", "pair_tokens", "no_row")
+OF_ANSWERING = ("core", "core_lift", "color_head", "edge_head")
+
 Student = FeatureStudent | GridStudent | OriginalStudent
 STUDENTS = {"feature": FeatureStudent, "grid": GridStudent, "original": OriginalStudent}
 
@@ -73,9 +78,9 @@ def make_student(config: ModelConfig, feature_width: int) -> Student:
     return STUDENTS[config.kind](config, feature_width)
 
 
-def needed_to_answer(params: Any) -> dict[str, Any]:
-    """Returns the weights without those that no answer needs."""
-    return {name: part for name, part in params.items() if name not in UNUSED}
+def needed_to_answer(params: Any, besides: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the weights without those that no answer needs, and without further ones."""
+    return {name: part for name, part in params.items() if name not in (*UNUSED, *besides)}
 
 
 def with_unused(needed: Any, like: Any) -> dict[str, Any]:

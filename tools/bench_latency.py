@@ -283,7 +283,8 @@ def measure_case(
     programs = engine.reader(shape), engine.answerer(shape)
     return {
         "timings": race(sides, config.runs, config.seconds, config.rounds),
-        "device_bytes": size_of(engine.weights) + max(bytes_beside(each) for each in programs),
+        "device_bytes": size_of((engine.reading, engine.answering))
+        + max(bytes_beside(each) for each in programs),
         "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
     }
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from student_jax.engine import (
     place_weights,
 )
 from student_jax.keep import keep_programs
+from student_jax.packing import SHORT, pack, unpack
 from student_jax.solve import NANO
 from student_jax.solver import load_solver, make_solver
 from student_jax.students import UNUSED, make_student
@@ -121,10 +123,23 @@ def test_a_shape_compiles_once(engine, questions, monkeypatch):
 
 
 def test_weights_of_the_loss_alone_stay_off_the_device(solver, engine):
-    assert not set(engine.weights) & set(UNUSED)
-    cast = place_weights(solver.params, "bfloat16")
+    reading, answering = (set(unpack(part)) for part in (engine.reading, engine.answering))
+    assert reading & answering == {"color"}
+    assert not (reading | answering) & set(UNUSED)
+    cast = unpack(place_weights(solver.params, "bfloat16"))
     kinds = {str(x.dtype) for x in jax.tree.leaves(cast["core"]["block_0"]["query"])}
     assert kinds == {"bfloat16", "float32"}  # a matrix and its bias
+
+
+def test_packed_weights_are_what_they_were(solver):
+    rng = np.random.default_rng(0)
+    long = rng.normal(size=(SHORT + 1,)).astype(np.float32)
+    half = jnp.asarray(rng.normal(size=3), jnp.bfloat16)
+    given = {**solver.params, "long": long, "half": {"kernel": half}}
+    packed = pack(given)
+    assert {"long", "half.kernel"} <= set(packed.long)
+    assert "core.block_0.query.bias" not in packed.long
+    jax.tree.map(np.testing.assert_array_equal, unpack(packed), given)
 
 
 def test_bfloat16_answers_nearly_alike(solver, engine, questions):
