@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bridge.tree import flatten, unflatten
+from student_jax.batch import Array
 
 SHORT = 2**14  # weights; a longer array stays apart, as taking it out of another is a copy
 
@@ -23,17 +25,20 @@ SHORT = 2**14  # weights; a longer array stays apart, as taking it out of anothe
 class Packed:
     """Weights, the short ones one after the other."""
 
-    short: jax.Array  # f32[sum of their sizes]
-    long: dict[str, jax.Array]  # by dotted name
+    short: Array  # f32[sum of their sizes]
+    long: dict[str, Array]  # by dotted name
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(metadata={"static": True})  # of short
 
 
 def pack(params: Any) -> Packed:
-    """Packs a tree of weights, of which some are f32 and short."""
+    """Packs a tree of weights, of which some are f32 and short.
+
+    On the host: JAX would compile a program for every shape.
+    """
     flat = flatten(params)
     short = {k: v for k, v in flat.items() if v.dtype == jnp.float32 and v.size <= SHORT}
     return Packed(
-        short=jnp.concatenate([leaf.reshape(-1) for leaf in short.values()]),
+        short=np.concatenate([np.asarray(leaf).reshape(-1) for leaf in short.values()]),
         long={name: leaf for name, leaf in flat.items() if name not in short},
         shapes=tuple((name, leaf.shape) for name, leaf in short.items()),
     )

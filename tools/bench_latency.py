@@ -75,8 +75,8 @@ class BenchLatencyConfig:
     """of each contender and case"""
     seconds: float = 20.0
     """at most, of each contender and case, but for two runs; what was not reached is told"""
-    rounds: int = 10
-    """in which everybody has a turn"""
+    rounds: int = 20
+    """in which everybody has a turn: a machine may be slow for seconds at a time"""
     views: tuple[int, ...] = (8, 64, 300)
     """in one call, on the second case"""
     teacher: Literal["full", "tiny", "none"] = "full"
