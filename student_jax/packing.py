@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +21,20 @@ from student_jax.batch import Array
 
 SHORT = 2**14  # weights; a longer array stays apart, as taking it out of another is a copy
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packed:
-    """Weights, the short ones one after the other."""
+    """Weights, the short ones of a block, and those of no block, one after the other.
 
-    short: Array  # f32[sum of their sizes]
+    Not those of all blocks: XLA compiles what is the same in each only once, and it would not be.
+    """
+
+    short: tuple[Array, ...]  # f32[sum of a block's sizes] each
     long: dict[str, Array]  # by dotted name
-    shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(metadata={"static": True})  # of short
+    shapes: tuple[Shapes, ...] = field(metadata={"static": True})  # of short, by dotted name
 
 
 def pack(params: Any) -> Packed:
@@ -35,19 +42,39 @@ def pack(params: Any) -> Packed:
 
     On the host: JAX would compile a program for every shape.
     """
-    flat = flatten(params)
-    short = {k: v for k, v in flat.items() if v.dtype == jnp.float32 and v.size <= SHORT}
+    blocks: dict[str, dict[str, Array]] = defaultdict(dict)
+    long = {}
+    for name, leaf in flatten(params).items():
+        if leaf.dtype == jnp.float32 and leaf.size <= SHORT:
+            blocks[_block_of(name)][name] = leaf
+        else:
+            long[name] = leaf
     return Packed(
-        short=np.concatenate([np.asarray(leaf).reshape(-1) for leaf in short.values()]),
-        long={name: leaf for name, leaf in flat.items() if name not in short},
-        shapes=tuple((name, leaf.shape) for name, leaf in short.items()),
+        short=tuple(_in_a_row(block.values()) for block in blocks.values()),
+        long=long,
+        shapes=tuple(
+            tuple((name, leaf.shape) for name, leaf in block.items()) for block in blocks.values()
+        ),
     )
 
 
 def unpack(packed: Packed) -> dict[str, Any]:
     """Returns the tree that `pack` was given; of use inside a program."""
-    names, shapes = zip(*packed.shapes, strict=True)
-    ends = list(itertools.accumulate(map(math.prod, shapes)))
-    pieces = jnp.split(packed.short, ends[:-1])
-    short = {n: x.reshape(s) for n, x, s in zip(names, pieces, shapes, strict=True)}
-    return unflatten({**packed.long, **short})
+    flat = dict(packed.long)
+    for row, named in zip(packed.short, packed.shapes, strict=True):
+        names, shapes = zip(*named, strict=True)
+        ends = list(itertools.accumulate(map(math.prod, shapes)))
+        pieces = jnp.split(row, ends[:-1])
+        flat |= {n: x.reshape(s) for n, x, s in zip(names, pieces, shapes, strict=True)}
+    return unflatten(flat)
+
+
+def _in_a_row(leaves: Iterable[Array]) -> Array:
+    return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in leaves])
+
+
+def _block_of(name: str) -> str:
+    """Returns the dotted name of the block that a weight belongs to, "" for none."""
+    path = name.split(".")
+    depth = next((i for i, part in enumerate(path) if part.startswith("block_")), -1)
+    return ".".join(path[: depth + 1])
