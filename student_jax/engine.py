@@ -21,7 +21,7 @@ from bridge.canvas import Attempts, decode
 from bridge.errors import InputError
 from bridge.scaling import Scaling
 from bridge.store import Features
-from bridge.tree import flatten, unflatten
+from bridge.tree import flatten
 from student_jax.answerer import Answerer, Drawn, Shape
 from student_jax.batch import Batch, check_features
 from student_jax.batch import feature_batch as batch_of
@@ -221,4 +221,4 @@ def place_weights(params: Any, compute: str, besides: Sequence[str] = ()) -> Pac
         name: jnp.asarray(leaf, compute) if ".block_" in name and name.endswith("kernel") else leaf
         for name, leaf in flatten(needed_to_answer(params, besides)).items()
     }
-    return jax.device_put(pack(unflatten(cast)))
+    return jax.device_put(pack(cast))

@@ -24,12 +24,12 @@ from student_jax.batch import smallest_batch
 from student_jax.config import AdaptConfig, ModelConfig, Tier
 from student_jax.grid_student import TaskTokens
 from student_jax.lesson import Shown
-from student_jax.students import make_student
+from student_jax.students import OF_ANSWERING, make_student
 from student_jax.terms import cross_entropy
 
 STATES = 2**15  # cells x colors that are read or answered at once: memory follows them
 # The weights that tokens are read with; a small student has no lift.
-ANSWERING = ("core", "core_lift", "color", "color_head", "edge_head")
+ANSWERING = (*OF_ANSWERING, "color")
 TOKENS_RATE = 3.0  # times the learning rate: tokens are the task's alone
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.tree import flatten, unflatten
+from bridge.tree import unflatten
 from student_jax.batch import Array
 
 SHORT = 2**14  # weights; a longer array stays apart, as taking it out of another is a copy
@@ -37,14 +37,14 @@ class Packed:
     shapes: tuple[Shapes, ...] = field(metadata={"static": True})  # of short, by dotted name
 
 
-def pack(params: Any) -> Packed:
-    """Packs a tree of weights, of which some are f32 and short.
+def pack(weights: Mapping[str, Array]) -> Packed:
+    """Packs weights by dotted name, of which some are f32 and short.
 
     On the host: JAX would compile a program for every shape.
     """
     blocks: dict[str, dict[str, Array]] = defaultdict(dict)
     long = {}
-    for name, leaf in flatten(params).items():
+    for name, leaf in weights.items():
         if leaf.dtype == jnp.float32 and leaf.size <= SHORT:
             blocks[_block_of(name)][name] = leaf
         else:
@@ -59,7 +59,7 @@ def pack(params: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> dict[str, Any]:
-    """Returns the tree that `pack` was given; of use inside a program."""
+    """Returns the tree of what `pack` was given; of use inside a program."""
     flat = dict(packed.long)
     for row, named in zip(packed.short, packed.shapes, strict=True):
         names, shapes = zip(*named, strict=True)

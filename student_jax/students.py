@@ -65,7 +65,7 @@ UNUSED = (
     *("table", "symmetries"),
 )
 
-# Of a grid student: of no use once a task is read, and of no use before.
+# Of a grid student: of no use once a task is read, and of no use before; `color` is of use to both.
 OF_READING = ("encoder", "encoder_lift", "output_color", "pair_tokens", "no_row")
 OF_ANSWERING = ("core", "core_lift", "color_head", "edge_head")
 

@@ -11,6 +11,7 @@ from bridge.arc_files import load_tasks
 from bridge.canvas import decode
 from bridge.errors import InputError
 from bridge.scaling import no_scaling
+from bridge.tree import flatten
 from student_jax import engine as engines
 from student_jax.answerer import Drawn, calls
 from student_jax.batch import feature_batch, smallest_batch
@@ -136,7 +137,7 @@ def test_packed_weights_are_what_they_were(solver):
     long = rng.normal(size=(SHORT + 1,)).astype(np.float32)
     half = jnp.asarray(rng.normal(size=3), jnp.bfloat16)
     given = {**solver.params, "long": long, "half": {"kernel": half}}
-    packed = pack(given)
+    packed = pack(flatten(given))
     assert {"long", "half.kernel"} <= set(packed.long)
     assert "core.block_0.query.bias" not in packed.long
     jax.tree.map(np.testing.assert_array_equal, unpack(packed), given)
