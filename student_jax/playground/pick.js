@@ -52,8 +52,14 @@ async function load(id, { edited, keep } = {}) {
     state.compared = compared;
     changed();
   } catch (error) {
-    if (mine === wanted) tell(`Task ${id}: ${error.message}`);
+    if (mine === wanted) fail(`Task ${id}: ${error.message}`);
   }
+}
+
+// Says why a task is not shown. The address stays as it is, so that a reload tries again.
+function fail(line) {
+  if (!state.origin.task) put({ name: "my_task", task: emptyTask() });
+  tell(line);
 }
 
 // Shows a task that is not the server's.
@@ -102,7 +108,7 @@ async function openAddress() {
     if (id) await load(id, { edited, keep: true });
     else open(parts.get("name") ?? "my_task", edited);
   } catch {
-    tell("The link holds no whole task: it may have been cut on its way.");
+    fail("The link holds no whole task: it may have been cut on its way.");
   }
 }
 

@@ -4,7 +4,8 @@ import { History, emptyTask, withGrid } from "./task.js";
 export const state = {
   history: new History(emptyTask()),
   stroke: null, // {at, grid} while a hand draws
-  origin: { name: "my_task", task: null }, // as it was loaded: {name, source, trainedOn, task}
+  // As it was loaded: {name, source, trainedOn, task}; without a task nothing is open yet.
+  origin: { name: "my_task", task: null },
   reads: Infinity, // examples that the student reads in one look
   color: 1,
   tool: "draw",
@@ -27,7 +28,8 @@ export function drawnBy(drawer) {
 export function changed() {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
-    for (const draw of drawers) draw();
+    // Before a task is open, the empty one would be answered, and take the place of the address.
+    if (state.origin.task) for (const draw of drawers) draw();
   });
 }
 

@@ -291,6 +291,30 @@ def test_the_address_keeps_task_and_drawing(open_page):
     cut.get_by_text("The link holds no whole task").wait_for()
 
 
+def test_before_the_task_is_there_no_other_takes_its_place(open_page):
+    page = open_page("#task=1b")
+    answered(page)
+    held, asked = [], []
+    page.route("**/tasks/1b", lambda route: held.append(route))
+    page.on("request", lambda request: asked.append("/solve" in request.url))
+    page.reload()
+    page.locator("#health", has_text="parameters").wait_for()
+    page.wait_for_timeout(600)  # twice what a change waits until it stands in the address
+    assert page.url.endswith("#task=1b")
+    assert not any(asked)
+    held[0].continue_()
+    page.get_by_role("heading", name="Task 1b").wait_for()
+    answered(page)
+
+
+def test_a_task_that_cannot_be_had_leaves_the_address_as_it_is(open_page):
+    page = open_page("#task=none", expected="404")
+    page.get_by_text("Task none: ").wait_for()
+    assert board(page, "Test input").is_visible()
+    page.wait_for_timeout(600)
+    assert page.url.endswith("#task=none")
+
+
 def test_a_file_is_opened_and_a_bad_one_says_why(open_page, task_folder, tmp_path):
     page = open_page()
     answered(page)
