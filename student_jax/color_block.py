@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from student_jax.attention import attend
 from student_jax.depthwise import depthwise_3x3
-from student_jax.linear import multiply
-from student_jax.trunk import PreNorm, attend
+from student_jax.trunk import PreNorm
 
 ROPE_BASE = 100.0  # canvases are at most 32 cells a side; VARC uses the same order of magnitude
 LINE_ROPE_BASE = 10_000.0  # arXiv 2104.09864, section 3.2.2: a line has up to 1024 cells
@@ -112,15 +112,18 @@ class ColorBlock(PreNorm):
         key_width = config.key_width // heads
         both = self.dense_each((heads, key_width), ("query", "key"), mean)
         query, key = (rotate(each, where.turns).astype(config.compute) for each in both)
-        weights = attend(query, key, where.mask)  # [B, H, T, T]
         value = self.dense((heads, width // heads), "value", x.colors)  # [B, T, C, H, D / H]
-        value = value.transpose(0, 3, 1, 2, 4).reshape(batch, heads, tokens, -1)
-        read = multiply(weights, value).reshape(batch, heads, tokens, colors, -1)
-        out = self.dense(width, "out", read.transpose(0, 2, 3, 1, 4), axes=2)
+        values = [value.transpose(0, 3, 1, 2, 4).reshape(batch, heads, tokens, -1)]
+        if x.invariant is not None:
+            invariant = self.dense((heads, key_width), "invariant_value", mean)
+            values.append(invariant.transpose(0, 2, 1, 3))
+        query, key = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1)
+        read, *invariant = attend(query, key, tuple(values), where.mask)
+        read = read.reshape(batch, heads, tokens, colors, -1).transpose(0, 2, 3, 1, 4)
+        out = self.dense(width, "out", read, axes=2)
         if x.invariant is None:
             return States(out)
-        value = self.dense((heads, key_width), "invariant_value", mean).transpose(0, 2, 1, 3)
-        read = multiply(weights, value).transpose(0, 2, 1, 3)
+        read = invariant[0].transpose(0, 2, 1, 3)
         return States(out, self.dense(mean.shape[-1], "invariant_out", read, axes=2))
 
     def mlp(self, x: States, where: Scene) -> States:

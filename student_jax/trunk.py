@@ -5,7 +5,6 @@ In the shape descriptions: `B` batch, `T` tokens, `D` width.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from student_jax.attention import attend, has_fused_attention
 from student_jax.config import ModelConfig
-from student_jax.linear import Weights, linear_each, multiply
-from student_jax.normalize import LayerNorm, softmax
+from student_jax.linear import Weights, linear_each
+from student_jax.normalize import LayerNorm
 from student_jax.terms import orthogonal
 
 # A state is an array, or several: these begin the names of the weights that belong to each alone.
@@ -45,46 +45,6 @@ def each_part(x: Any, change: Callable[[str, jax.Array], jax.Array]) -> Any:
     parts, structure = jax.tree.flatten(x)
     changed = [change(prefix, part) for prefix, part in zip(PARTS, parts, strict=False)]
     return structure.unflatten(changed)
-
-
-@functools.cache
-def has_fused_attention(heads: int, head_width: int) -> bool:
-    """Whether cuDNN computes this attention, which then never writes its scores to memory.
-
-    It is tried out, forwards and backwards: what it takes differs from GPU to GPU.
-    """
-    if jax.default_backend() != "gpu":
-        return False
-
-    def attend(x: jax.Array, mask: jax.Array) -> jax.Array:
-        y = jax.nn.dot_product_attention(x, x, x, mask=mask, implementation="cudnn")
-        return y.astype(jnp.float32).sum()
-
-    x = jax.ShapeDtypeStruct((1, 128, heads, head_width), jnp.bfloat16)
-    mask = jax.ShapeDtypeStruct((1, 1, 1, 128), bool)
-    try:
-        jax.jit(jax.grad(attend)).lower(x, mask).compile()
-    except (RuntimeError, ValueError, NotImplementedError, TypeError):
-        return False
-    return True
-
-
-def attend(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Says who attends whom: the softmax of scaled products (arXiv 1706.03762), summed in f32.
-
-    Args:
-        query: [B, T, H, K].
-        key: [B, T, H, K].
-        mask: bool[B, T], True where a token may be attended; None for everywhere.
-
-    Returns:
-        [B, H, T, T].
-    """
-    scores = multiply(query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1))
-    scores = scores / math.sqrt(query.shape[-1])
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    return softmax(scores).astype(query.dtype)
 
 
 class PreNorm(nn.Module):
@@ -158,7 +118,8 @@ class Block(PreNorm):
                 query, key, value, mask=where[:, None, None, :], implementation="cudnn"
             )
         else:
-            read = multiply(attend(query, key, where), value.transpose(0, 2, 1, 3))
+            query, value = (y.transpose(0, 2, 1, 3) for y in (query, value))
+            (read,) = attend(query, key.transpose(0, 2, 3, 1), (value,), where)
             read = read.transpose(0, 2, 1, 3)
         return self.dense(width, "out", read, axes=2)
 

@@ -1,0 +1,113 @@
+"""Attention: who reads whom, and what is read.
+
+In the shape descriptions: `B` batch, `H` heads, `T` tokens, `K` key width of a head, `V` what a
+head reads.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from student_jax.linear import multiply
+from student_jax.normalize import softmax
+
+# Scores, f32. A CPU that passes over more of them than its caches hold waits for memory; fewer
+# pieces than they need cost more for being many (docs/performance.md).
+LARGE = 2**22
+PIECE = 5 * 2**18
+
+Values = tuple[jax.Array, ...]  # [B, H, T, V] each
+
+
+@functools.cache
+def has_fused_attention(heads: int, head_width: int) -> bool:
+    """Whether cuDNN computes this attention, which then never writes its scores to memory.
+
+    It is tried out, forwards and backwards: what it takes differs from GPU to GPU.
+    """
+    if jax.default_backend() != "gpu":
+        return False
+
+    def attend(x: jax.Array, mask: jax.Array) -> jax.Array:
+        y = jax.nn.dot_product_attention(x, x, x, mask=mask, implementation="cudnn")
+        return y.astype(jnp.float32).sum()
+
+    x = jax.ShapeDtypeStruct((1, 128, heads, head_width), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((1, 1, 1, 128), bool)
+    try:
+        jax.jit(jax.grad(attend)).lower(x, mask).compile()
+    except (RuntimeError, ValueError, NotImplementedError, TypeError):
+        return False
+    return True
+
+
+def attend(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None) -> Values:
+    """Lets tokens read each other's values: scaled dot products (arXiv 1706.03762), f32 softmax.
+
+    Args:
+        query: [B, H, T, K].
+        key: [B, H, K, T].
+        values: [B, H, T, V] each; all are read with the same weights.
+        mask: bool[B, T], True where a token may be attended; None for everywhere.
+
+    Returns:
+        f32[B, H, T, V] of each.
+    """
+    batch, heads, tokens, _ = sizes = query.shape
+    known = all(isinstance(size, int) for size in sizes)  # an export leaves some open
+    if known and jax.default_backend() == "cpu" and batch * heads * tokens**2 > LARGE:
+        return _attend_in_pieces(query, key, values, mask)
+    return _attend(query, key, values, mask if mask is None else mask[:, None, None])
+
+
+def _attend(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None) -> Values:
+    """Rows [*B, R, K] read columns, `mask` being bool[*B, 1, T]: f32[*B, R, V] of each."""
+    scores = multiply(query, key) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = softmax(scores).astype(query.dtype)
+    return tuple(multiply(weights, value) for value in values)
+
+
+@jax.custom_vjp
+def _attend_in_pieces(
+    query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None
+) -> Values:
+    """Does one head of one question after the other, and of a long one some rows at a time.
+
+    Where gradients are taken, all is done at once: they need all weights anyway.
+    """
+    batch, heads, tokens, width = query.shape
+    parts = math.ceil(tokens**2 / PIECE)
+    rows = math.ceil(tokens / parts)
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, parts * rows - tokens), (0, 0)))
+    read = [x.astype(query.dtype).reshape(-1, *x.shape[2:]) for x in (key, *values)]
+
+    def attend_rows(piece: tuple[jax.Array, jax.Array]) -> Values:
+        own, head = piece
+        key, *values = (x[head] for x in read)
+        shown = None if mask is None else mask[head // heads][None]
+        return _attend(own, key, tuple(values), shown)
+
+    which = jnp.repeat(jnp.arange(batch * heads), parts)
+    whole = jax.lax.map(attend_rows, (query.reshape(-1, rows, width), which))
+    return tuple(y.reshape(batch, heads, parts * rows, -1)[:, :, :tokens] for y in whole)
+
+
+def _at_once(
+    query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None
+) -> tuple[Values, Any]:
+    shown = None if mask is None else mask[:, None, None]
+    return jax.vjp(lambda q, k, v: _attend(q, k, v, shown), query, key, values)
+
+
+def _back(gradients_of: Any, g: Values) -> tuple[Any, ...]:
+    return *gradients_of(g), None
+
+
+_attend_in_pieces.defvjp(_at_once, _back)
