@@ -60,12 +60,24 @@ def attend(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | N
     """
     batch, heads, tokens, _ = sizes = query.shape
     known = all(isinstance(size, int) for size in sizes)  # an export leaves some open
-    if known and jax.default_backend() == "cpu" and batch * heads * tokens**2 > LARGE:
-        return _attend_in_pieces(query, key, values, mask)
-    return _attend(query, key, values, mask if mask is None else mask[:, None, None])
+    large = known and batch * heads * tokens**2 > LARGE
+    return (_attend_large if large else _at_once)(query, key, values, mask)
 
 
-def _attend(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None) -> Values:
+@jax.custom_vjp
+def _attend_large(
+    query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None
+) -> Values:
+    """Where gradients are taken, all is done at once: they need all weights anyway."""
+    args = query, key, values, mask
+    return jax.lax.platform_dependent(*args, cpu=_in_pieces, default=_at_once)
+
+
+def _at_once(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None) -> Values:
+    return _read(query, key, values, mask if mask is None else mask[:, None, None])
+
+
+def _read(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None) -> Values:
     """Rows [*B, R, K] read columns, `mask` being bool[*B, 1, T]: f32[*B, R, V] of each."""
     scores = multiply(query, key) / math.sqrt(query.shape[-1])
     if mask is not None:
@@ -74,40 +86,32 @@ def _attend(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | 
     return tuple(multiply(weights, value) for value in values)
 
 
-@jax.custom_vjp
-def _attend_in_pieces(
-    query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None
-) -> Values:
-    """Does one head of one question after the other, and of a long one some rows at a time.
-
-    Where gradients are taken, all is done at once: they need all weights anyway.
-    """
+def _in_pieces(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None) -> Values:
+    """Does one head of one question after the other, and of a long one some rows at a time."""
     batch, heads, tokens, width = query.shape
     parts = math.ceil(tokens**2 / PIECE)
     rows = math.ceil(tokens / parts)
     query = jnp.pad(query, ((0, 0), (0, 0), (0, parts * rows - tokens), (0, 0)))
-    read = [x.astype(query.dtype).reshape(-1, *x.shape[2:]) for x in (key, *values)]
+    columns = [x.astype(query.dtype).reshape(-1, *x.shape[2:]) for x in (key, *values)]
 
-    def attend_rows(piece: tuple[jax.Array, jax.Array]) -> Values:
+    def read_rows(piece: tuple[jax.Array, jax.Array]) -> Values:
         own, head = piece
-        key, *values = (x[head] for x in read)
-        shown = None if mask is None else mask[head // heads][None]
-        return _attend(own, key, tuple(values), shown)
+        key, *values = (x[head] for x in columns)
+        return _read(own, key, tuple(values), None if mask is None else mask[head // heads][None])
 
     which = jnp.repeat(jnp.arange(batch * heads), parts)
-    whole = jax.lax.map(attend_rows, (query.reshape(-1, rows, width), which))
+    whole = jax.lax.map(read_rows, (query.reshape(-1, rows, width), which))
     return tuple(y.reshape(batch, heads, parts * rows, -1)[:, :, :tokens] for y in whole)
 
 
-def _at_once(
+def _attend_forward(
     query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None
 ) -> tuple[Values, Any]:
-    shown = None if mask is None else mask[:, None, None]
-    return jax.vjp(lambda q, k, v: _attend(q, k, v, shown), query, key, values)
+    return jax.vjp(lambda *each: _at_once(*each, mask), query, key, values)
 
 
-def _back(gradients_of: Any, g: Values) -> tuple[Any, ...]:
+def _attend_back(gradients_of: Any, g: Values) -> tuple[Any, ...]:
     return *gradients_of(g), None
 
 
-_attend_in_pieces.defvjp(_at_once, _back)
+_attend_large.defvjp(_attend_forward, _attend_back)
