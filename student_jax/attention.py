@@ -107,7 +107,7 @@ def _in_pieces(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array
 def _attend_forward(
     query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None
 ) -> tuple[Values, Any]:
-    return jax.vjp(lambda *each: _at_once(*each, mask), query, key, values)
+    return jax.vjp(lambda q, k, v: _at_once(q, k, v, mask), query, key, values)
 
 
 def _attend_back(gradients_of: Any, g: Values) -> tuple[Any, ...]:

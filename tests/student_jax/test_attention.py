@@ -58,8 +58,8 @@ def test_attention_is_jaxs(monkeypatch, question, piece, masked):
         monkeypatch.setattr(attention, "PIECE", piece)
         loop = jax.lax.map
         monkeypatch.setattr(jax.lax, "map", lambda f, xs: calls.append(xs[0].shape) or loop(f, xs))
-    *states, mask = question
-    question = (*states, mask if masked else None)
+    query, key, values, mask = question
+    question = query, key, values, mask if masked else None
     chex.assert_trees_all_close(ours(*question), theirs(*question), atol=1e-5)
     rows = {None: 0, T * T: T, T * T // 2: 4, T * T // 4: 3, 1: 1}[piece]
     assert [shape[1] for shape in calls] == ([rows] if piece else [])
