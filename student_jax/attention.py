@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from student_jax.linear import multiply
 from student_jax.normalize import softmax
 
-# Scores, f32. A CPU that passes over more of them than its caches hold waits for memory; fewer
-# pieces than they need cost more for being many (docs/performance.md).
+# Scores, f32. A CPU that passes over more of them than its caches hold waits for memory; pieces
+# that are smaller than need be cost more for being many (docs/performance.md).
 LARGE = 2**22
 PIECE = 5 * 2**18
 

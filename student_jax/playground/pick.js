@@ -58,7 +58,7 @@ async function load(id, { edited, keep } = {}) {
 
 // Says why a task is not shown. The address stays as it is, so that a reload tries again.
 function fail(line) {
-  if (!state.origin.task) put({ name: "my_task", task: emptyTask() });
+  if (!state.origin.task) put({ ...state.origin, task: emptyTask() });
   tell(line);
 }
 
