@@ -20,7 +20,7 @@ this card.""",
 }
 ALONE = """With `pip install sage-distill[student]`, in this folder:
 
-    python -m student_jax.solve 3c9b0459 --checkpoint .
+    python -m student_jax.solve 8be77c9e --checkpoint .
 
 """
 UNKNOWN = """What that allows was not looked at. Read it before you use the student or pass it on,

@@ -55,6 +55,8 @@ def row_name(about: dict[str, Any], path: Path) -> str:
     name = f"{about.get('student', path.stem)} student"
     if about.get("needs_teacher"):
         name += " (reads the teacher)"
+    if about.get("step") == 0:
+        name += ", untrained"
     if about.get("tier", "zero-shot") != "zero-shot":
         name += f", {about['tier']}"
     if about.get("views", 1) > 1:
@@ -142,7 +144,9 @@ def reader_of(files: dict[str, Predictions]) -> str | None:
 def readers_of(files: dict[str, Predictions]) -> list[str]:
     """Names the students that read a teacher's features.
 
-    Beside one that has learnt anything, a teacher with random weights is its control.
+    Of these, one that is untrained, and one whose teacher has random weights, are controls where
+    there is another.
     """
     readers = [name for name, p in files.items() if p.about.get("needs_teacher")]
-    return [name for name in readers if not has_random_teacher(files[name])] or readers
+    trained = [name for name in readers if files[name].about.get("step") != 0] or readers
+    return [name for name in trained if not has_random_teacher(files[name])] or trained

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
@@ -36,11 +35,10 @@ from bridge.files import write_text
 from bridge.scaling import unscale
 from bridge.store import FeatureStore
 from student_jax.alignment import Similarity, Sums
-from student_jax.batch import Batch, scale_teacher, smallest_batch
+from student_jax.batch import Batch, scale_teacher
 from student_jax.data import Examples
-from student_jax.grid_student import GridStudent
 from student_jax.sight import See, make_see
-from student_jax.solver import Solver, calls, load_solver, open_store
+from student_jax.solver import Solver, begin_again, calls, load_solver, open_store
 
 FRAMES = ("input", "output", "query")
 STATES = {"input": "encoder", "output": "encoder", "query": "core"}  # which layers a frame's are of
@@ -70,13 +68,10 @@ def main(config: SimilarityConfig) -> None:
     if solver.config.model.kind != "grid" or solver.teacher is None:
         raise InputError("similarity: expected a grid student that was trained with a teacher")
     examples = load_examples(solver, open_store(solver, config.store), config.split)
-    model = GridStudent(solver.config.model, solver.feature_width)
-    empty = smallest_batch(solver.config.model, solver.feature_width)
-    untrained = model.init(jax.random.key(solver.config.seed), empty)["params"]
     see = make_see(solver)  # compiled once for both
     found = {
         "trained": measure(solver, see, solver.params, examples),
-        "untrained": measure(solver, see, untrained, examples),
+        "untrained": measure(solver, see, begin_again(solver).params, examples),
     }
     if config.control is not None:
         other = load_solver(config.control, config.which)

@@ -48,6 +48,8 @@ class Asked:
     """a training run's folder, or a released student's; by default the one of the package"""
     which: Literal["latest", "best"] = "latest"
     """a run's latest checkpoint, or the one that answered the most held-out questions"""
+    untrained: bool = False
+    """the control: the same student with new random weights, as its training began with"""
     views: int = 1
     """of each question, turned and mirrored, to vote on, at most 8; all in few calls"""
     source: str | None = None
@@ -56,8 +58,8 @@ class Asked:
     split: Literal["dev", "train", "all"] = "dev"
     """which of the training run's tasks: held out, trained on, or both"""
     out: Path | None = None
-    """predictions file to write; by default predictions.json in the run's folder, or runs/solve of
-    a released student"""
+    """predictions file to write; by default predictions.json, or untrained.json, in the run's
+    folder, or in runs/solve of a released student"""
 
     def __post_init__(self) -> None:
         """Checks that no option would go unheeded."""
@@ -109,13 +111,15 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     # JAX takes a second to import; a bad task should not.
     from student_jax.cores import use_every_core
     from student_jax.keep import keep_memory_and_programs
-    from student_jax.solver import by_task, load_solver
+    from student_jax.solver import begin_again, by_task, load_solver
 
     keep_memory_and_programs()
     if learning is not None:
         use_every_core(apart=learning.tier != "joint")
 
     solver = load_solver(config.checkpoint, config.which, store)
+    if config.untrained:
+        solver = begin_again(solver)
     tasks = {single.task_id: single} if single else choose_tasks(config, solver)
     blind = [task.blind() for task in tasks.values()]
     started = time.perf_counter()
@@ -136,7 +140,8 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
             print(took)
         return
     folder = Path("runs/solve") if is_release(config.checkpoint) else config.checkpoint
-    out = config.out or folder / "predictions.json"
+    name = "untrained.json" if config.untrained else "predictions.json"
+    out = config.out or folder / name
     about = {
         "student": solver.config.model.kind,
         "parameters": solver.num_parameters,

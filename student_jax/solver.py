@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from bridge.scaling import Scaling
 from bridge.store import FeatureStore, check_provenance
 from bridge.transforms import Transform
 from bridge.weights import is_release
-from student_jax.batch import Augmentation, Batch, scale_teacher
+from student_jax.batch import Augmentation, Batch, scale_teacher, smallest_batch
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.data import Bucket, Examples
@@ -127,6 +127,19 @@ def make_solver(
         scaling=scaling,
         predict=make_predict(config.model, about["feature_width"]),
     )
+
+
+def begin_again(solver: Solver) -> Solver:
+    """Returns the control of a student: the same with new random weights, drawn by its seed.
+
+    They are those that its training began with, unless that began with another run's. What has
+    learnt nothing was trained on no task, and no teacher taught it.
+    """
+    model = make_student(solver.config.model, solver.feature_width)
+    empty = smallest_batch(solver.config.model, solver.feature_width)
+    params = jax.jit(model.init)(jax.random.key(solver.config.seed), empty)["params"]
+    teacher = solver.teacher if solver.config.model.reads_features else None  # it still reads them
+    return replace(solver, step=0, teacher=teacher, trained_on=frozenset(), params=params)
 
 
 def answer_all(

@@ -220,6 +220,8 @@ ELSEWHERE = {
     "full": "full size",
     "runs/features": "what the released weights saw",
     "small": "a GPU, or an hour",
+    "readout": "a GPU",
+    "venv": "another environment",
     "nano.yaml": "an hour",
     "/shared": "many machines",
     "JAX_COORDINATOR": "many machines",

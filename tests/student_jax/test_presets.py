@@ -10,7 +10,12 @@ from student_jax.config import TrainConfig
 from student_jax.release import shapes_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-LIMITS = {"nano": (2_000_000, 1), "small": (19_000_000, 2048), "full": (48_500_000, 2048)}
+LIMITS = {
+    "nano": (2_000_000, 1),
+    "small": (19_000_000, 2048),
+    "full": (48_500_000, 2048),
+    "readout": (48_500_000, 2048),
+}
 
 
 @pytest.mark.parametrize("name", LIMITS)

@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import chex
 import numpy as np
 import pytest
 from rich.console import Console
@@ -22,7 +23,7 @@ from student_jax.report import ReportConfig
 from student_jax.report import main as report_main
 from student_jax.solve import SolveConfig, print_attempts
 from student_jax.solve import main as solve_main
-from student_jax.solver import load_solver
+from student_jax.solver import begin_again, load_solver
 from student_jax.train import train
 
 
@@ -120,6 +121,23 @@ def test_solve_evaluate_and_report_end_to_end(run, task_folder, tmp_path, capsys
     assert "http" not in html.replace("http-equiv", "")  # needs no network
     for name in ("1a", "1f"):
         assert f"<h3>{name}</h3>" in html
+
+
+def test_untrained_control_is_drawn_anew_and_says_so(run, task_folder, tmp_path):
+    drawn = [begin_again(load_solver(run)) for _ in range(2)]
+    chex.assert_trees_all_equal(drawn[0].params, drawn[1].params)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(drawn[0].params, load_solver(run).params)
+    solve_main(SolveConfig(checkpoint=run, split="all", untrained=True))
+    solve_main(SolveConfig(checkpoint=run, split="all"))
+    files = run / "untrained.json", run / "predictions.json"  # neither takes the other's place
+    about = read_predictions(files[0]).about
+    assert (about["step"], about["teacher"], about["trained_on"]) == (0, None, [])
+    found = EvaluateConfig(predictions=files, source=str(task_folder), out=tmp_path / "s.json")
+    evaluate_main(found)
+    rows = json.loads((tmp_path / "s.json").read_text())["scores"]["held-out tasks"]
+    assert list(rows)[-2:] == ["grid student, untrained", "grid student"]
+    assert rows["copy"]["num_tasks"] < 6  # what one was trained on counts so for both
 
 
 def test_canary_no_test_output_reaches_the_predictions(run, task_folder, tmp_path):
