@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+import sys
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +34,44 @@ def has_fused_attention(heads: int, head_width: int) -> bool:
     if jax.default_backend() != "gpu":
         return False
 
-    def attend(x: jax.Array, mask: jax.Array) -> jax.Array:
-        y = jax.nn.dot_product_attention(x, x, x, mask=mask, implementation="cudnn")
-        return y.astype(jnp.float32).sum()
+    def total(x: jax.Array, mask: jax.Array) -> jax.Array:
+        return attend_fused(x, x, x, mask).astype(jnp.float32).sum()
 
-    x = jax.ShapeDtypeStruct((1, 128, heads, head_width), jnp.bfloat16)
-    mask = jax.ShapeDtypeStruct((1, 1, 1, 128), bool)
+    x = jax.ShapeDtypeStruct((2, 128, heads, head_width), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((2, 128), bool)
     try:
-        jax.jit(jax.grad(attend)).lower(x, mask).compile()
-    except (RuntimeError, ValueError, NotImplementedError, TypeError):
+        jax.jit(jax.grad(total)).lower(x, mask).compile()
+    except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+        sys.stderr.write(f"note: no fused attention: {str(error).splitlines()[0][:160]}\n")
         return False
     return True
+
+
+def attend_fused(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """The same where the tokens that may be attended are a sequence's first ones.
+
+    cuDNN is told how many there are: a mask would be a bias of all scores, in memory.
+
+    Args:
+        query: bf16[B, T, H, K]; so are key and value.
+        key: see query.
+        value: see query.
+        mask: bool[B, T], True for the first tokens of each sequence, at least one.
+        implementation: of `jax.nn.dot_product_attention`.
+
+    Returns:
+        bf16[B, T, H, K].
+    """
+    count = mask.sum(-1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(
+        query, key, value, key_value_seq_lengths=count, implementation=implementation
+    )
 
 
 def attend(query: jax.Array, key: jax.Array, values: Values, mask: jax.Array | None) -> Values:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from student_jax.attention import attend, has_fused_attention
+from student_jax.attention import attend, attend_fused, has_fused_attention
 from student_jax.config import ModelConfig
 from student_jax.linear import Weights, linear_each
 from student_jax.normalize import LayerNorm
@@ -105,7 +105,7 @@ class PreNorm(nn.Module):
 
 
 class Block(PreNorm):
-    """The feature student's; `where` is bool[B, T], True where a token may be attended."""
+    """The feature student's; `where` is bool[B, T], True for the tokens there are, all first."""
 
     def attention(self, x: jax.Array, where: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
@@ -114,9 +114,7 @@ class Block(PreNorm):
         each = self.dense_each(shape, ("query", "key", "value"), x)
         query, key, value = (y.astype(x.dtype) for y in each)
         if query.dtype == jnp.bfloat16 and has_fused_attention(*shape):
-            read = jax.nn.dot_product_attention(
-                query, key, value, mask=where[:, None, None, :], implementation="cudnn"
-            )
+            read = attend_fused(query, key, value, where)
         else:
             query, value = (y.transpose(0, 2, 1, 3) for y in (query, value))
             (read,) = attend(query, key.transpose(0, 2, 3, 1), (value,), where)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from student_jax import attention
-from student_jax.attention import attend
+from student_jax.attention import attend, attend_fused, has_fused_attention
 
 B, H, T, K = 3, 2, 11, 8
 WIDTHS = (8, 4)  # of what is read
@@ -76,3 +76,42 @@ def test_questions_beside_each_other_are_mapped_apart(monkeypatch, question):
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[0], together), alone, atol=1e-5)
     turned = jax.tree.map(lambda x: x[1, ::-1], together)
     chex.assert_trees_all_close(turned, alone, atol=1e-5)
+
+
+def first_tokens(mask):
+    """As many tokens as a mask lets through, the first ones."""
+    return jnp.arange(T)[None] < mask.sum(-1, keepdims=True)
+
+
+def test_fused_attention_reads_what_ours_reads(question):
+    """By the library's other implementation: cuDNN's needs a GPU."""
+    query, key, _, mask = question
+    mask = first_tokens(mask)
+    (expected,) = ours(query, key, (query,), mask)
+    got = attend_fused(query, key, query, mask, implementation="xla")
+    chex.assert_trees_all_close(got, expected, atol=1e-5)
+
+
+def test_fused_attention_is_asked_for_as_cudnn_takes_it(monkeypatch, question):
+    """The library checks shapes and types before it looks for a GPU's kernels."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    query, mask = question[0].astype(jnp.bfloat16), question[3]
+    told = jax.eval_shape(attend_fused, query, query, query, first_tokens(mask))
+    assert (told.shape, told.dtype) == ((B, T, H, K), jnp.bfloat16)
+    with pytest.raises(ValueError, match="same seq length"):  # as it was asked for before
+        jax.eval_shape(
+            lambda x, m: jax.nn.dot_product_attention(x, x, x, mask=m, implementation="cudnn"),
+            query,
+            mask[:, None, None],
+        )
+
+
+def test_where_fused_attention_cannot_be_had_it_is_said_once(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # that has no cuDNN
+    has_fused_attention.cache_clear()
+    assert [has_fused_attention(H, K) for _ in range(2)] == [False, False]
+    has_fused_attention.cache_clear()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: no fused attention: ")
