@@ -60,7 +60,7 @@ def find_task(name: str, sources: tuple[str, ...] = ARC_AGI_1) -> Task:
     if name.endswith(".json") or Path(name).is_file():
         tasks = load_tasks(name)
         if len(tasks) != 1:
-            raise InputError(f"{name}: expected one task, got {len(tasks)}; pass it as --tasks")
+            raise InputError(f"{name}: expected one task, got {len(tasks)}; name a file of one")
         return next(iter(tasks.values()))
     for source in sources:
         task = load_tasks(source).get(name)

@@ -79,7 +79,7 @@ def side_for(question: Question) -> int:
     """Returns the canvas side for a question: the answer's size is guessed, never looked at.
 
     The guess: every grid shown must fit, and so must the query grown like the demonstrations'
-    outputs grow from their inputs, if they all grow by the same whole factor.
+    outputs grow from their inputs, if they all grow by the same factor.
     """
     longest = max(question.query.shape)
     growth = set()

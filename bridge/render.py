@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 
 import numpy as np
@@ -69,8 +68,3 @@ def to_png(image: Image) -> bytes:
     buffer = io.BytesIO()
     PillowImage.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def to_data_uri(image: Image) -> str:
-    """Encodes a picture for an HTML page that needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(to_png(image)).decode()

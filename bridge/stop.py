@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,9 +17,15 @@ class Stop:
     changes.
     """
 
-    def __init__(self) -> None:
-        """Nothing is requested yet."""
+    def __init__(self, *, exits: bool = False) -> None:
+        """Nothing is requested yet.
+
+        Args:
+            exits: a second signal ends the process, where an interruption would wait for threads
+                that compute.
+        """
         self.requested = False
+        self._exits = exits
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -37,6 +44,10 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, *_: int | FrameType | None) -> None:
+        if self.requested and self._exits:
+            sys.stderr.write("\nstopped\n")
+            sys.stderr.flush()
+            os._exit(130)
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

@@ -23,8 +23,9 @@ class AdaptCommand(Asked):
 def main(config: AdaptCommand) -> None:
     """Learn each task's demonstrations, then answer it: the same as solve --adapt.
 
-    Every task starts from the checkpoint's weights and learns alone; nothing is kept of it but its
-    answers. Ctrl-C ends the learning, and what is learnt by then answers.
+    Every task starts from the checkpoint's weights and, but for the tier joint, learns alone;
+    nothing is kept of it but its answers. Ctrl-C ends the learning: what is learnt by then answers,
+    and tasks that have not begun are left out.
     """
     solve(config, config.learning)
 

@@ -72,25 +72,25 @@ class Adapter:
     ) -> Iterator[tuple[str, Adapted]]:
         """Yields each task's id and what became of it, as they are done.
 
-        A signal ends the learning, not the answering: what is learnt by then answers.
+        A request to stop ends the learning, not the answering: what is learnt by then answers.
+        Tasks that have not begun are left out, but one a device.
 
         Args:
             tasks: test outputs are dropped before anything else.
             views: in which a task is learnt and answered, to vote on.
             watch: is told of every step, in the thread that makes it.
-            stop: requesting it, from any thread, does what a signal does.
+            stop: may be requested from any thread, or by a signal.
         """
         shapes: dict[tuple[int, int, int], list[Lesson]] = defaultdict(list)
         for lesson in (make_lesson(task, views) for task in tasks):
             shapes[lesson.side, lesson.pairs, room_for(lesson.colors)].append(lesson)
         groups = {shape: self._groups(lessons) for shape, lessons in sorted(shapes.items())}
-        with stop or Stop() as stop:
-            if self.config.tier == "joint":
-                together = [group for each in groups.values() for group in each]
-                yield from self._learn_together(together, stop, watch)
-            else:
-                learn = partial(self._learn, stop=stop, watch=watch)
-                yield from spread(groups, learn, stop)
+        stop = stop or Stop()
+        if self.config.tier == "joint":
+            together = [group for each in groups.values() for group in each]
+            yield from self._learn_together(together, stop, watch)
+        else:
+            yield from spread(groups, partial(self._learn, stop=stop, watch=watch), stop)
 
     def _groups(self, lessons: Sequence[Lesson]) -> list[Sequence[Lesson]]:
         """Cuts tasks of one shape into those that learn together."""
@@ -111,7 +111,8 @@ class Adapter:
         clock = Clock(config.steps, config.seconds * len(lessons))
         params = jax.device_put(self.solver.params, device)
         group = Group(self.learner, config, params, lessons)
-        clock.keep(group.rehearse())
+        if not stop.requested:
+            clock.keep(group.rehearse())
         name = lessons[0].task.task_id if len(lessons) == 1 else f"{len(lessons)} tasks"
         hidden = watch is not None  # who watches draws a bar of their own
         with tqdm(
@@ -129,12 +130,12 @@ class Adapter:
                 if fitted.any():
                     group.close(fitted)
                     group.begin_anew(fitted, clock.progress(step + 1))
-                fit = np.mean([course.recent for course in group.courses])
+                fit = np.mean([course.seen(progress).fit for course in group.courses])
                 bar.set_postfix_str(f"fitted {fit:.1%} of cells")
                 bar.update()
         # A later round that was cut short does not vote.
         group.close(np.array([not course.closed for course in group.courses]))
-        yield from told(group.courses, clock.seconds() / len(lessons))
+        yield from told(group.courses, clock)
 
     def _learn_together(
         self, groups: Sequence[Sequence[Lesson]], stop: Stop, watch: Watch | None
@@ -160,11 +161,13 @@ class Adapter:
                 bar.set_postfix_str(f"fitted {together.fit:.1%} of cells")
                 bar.update()
         together.close()
-        yield from told(together.courses, clock.seconds() / count)
+        yield from told(together.courses, clock)
 
 
-def told(courses: Sequence[Course], seconds: float) -> Iterator[tuple[str, Adapted]]:
-    """Tells what became of tasks that took so many seconds each."""
-    for each in courses:
-        adapted = Adapted(each.attempts(), each.fit, each.steps, seconds, each.closed)
-        yield each.lesson.task.task_id, adapted
+def told(courses: Sequence[Course], clock: Clock) -> Iterator[tuple[str, Adapted]]:
+    """Tells what became of tasks, each of which took an equal share of the time, its vote's too."""
+    attempts = [each.attempts() for each in courses]
+    seconds = clock.seconds() / len(courses)
+    for course, voted in zip(courses, attempts, strict=True):
+        adapted = Adapted(voted, course.fit, course.steps, seconds, course.closed)
+        yield course.lesson.task.task_id, adapted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from student_jax.solver import Solver
 
 NOT_ADVICE = "This is how the project reads it, not legal advice."
@@ -72,19 +74,22 @@ what is here, each file's digest, and how far each format's answers are from the
 
 def _is_free(solver: Solver) -> bool:
     """Whether nobody else's terms bear on the weights, as far as is known."""
-    taught = solver.teacher is not None and RANDOM not in solver.teacher["weights"]
+    teachers = [solver.teacher] * (solver.teacher is not None) + solver.taught_before
+    taught = any(RANDOM not in teacher["weights"] for teacher in teachers)
     reads = solver.config.model.reads_features and solver.teacher is None
-    return not (taught or reads or solver.config.init)
+    began = solver.init is not None and "teachers" not in solver.init  # by an older version
+    return not (taught or reads or began)
 
 
 def _teacher(solver: Solver) -> str:
     """Says who taught it, under which licence, and what that means."""
     teacher, parts = solver.teacher, []
-    if solver.config.init:
+    if solver.init:
         parts.append(
-            f"It started from the weights of {solver.config.init}: what that student's card says "
+            f"It started from the weights of {solver.init['run']}: what that student's card says "
             "of its teacher and licence holds here, too."
         )
+    parts += [_terms(each) for each in solver.taught_before]
     if teacher is None and solver.config.model.reads_features:
         parts.append(
             "Teacher: not told with the weights, though it reads one's features. Find out which, "
@@ -92,19 +97,23 @@ def _teacher(solver: Solver) -> str:
         )
     elif teacher is None:
         generated = " and generated pairs of them (RE-ARC)" if solver.config.data.rearc else ""
+        alone = " since" if solver.init else ", so no teacher's terms bear on it"
         parts.append(
-            f"Teacher: none, so no teacher's terms bear on it. It learnt from ARC's own training "
-            f"tasks{generated} alone."
+            f"Teacher: none{alone}. It learnt from ARC's own training tasks{generated} alone."
         )
     else:
-        parts.append(
-            f"Teacher: {teacher['teacher']}, {teacher['weights']}. Its licence: "
-            f"{teacher.get('licence', 'not told')}."
-        )
-        if RANDOM in teacher["weights"]:
-            parts.append("Random weights hold nobody's work: nothing follows from that.")
-        else:
-            parts.append(f"{LICENCES.get(teacher['teacher'], UNKNOWN)}\n\n{NOT_ADVICE}")
+        parts.append(_terms(teacher))
     if not _is_free(solver):
         parts.append("The code is under Apache-2.0; that says nothing of these weights.")
     return "\n\n".join(parts)
+
+
+def _terms(teacher: dict[str, Any]) -> str:
+    """Says which teacher it was, and what its licence means."""
+    said = (
+        f"Teacher: {teacher['teacher']}, {teacher['weights']}. Its licence: "
+        f"{teacher.get('licence', 'not told')}.\n\n"
+    )
+    if RANDOM in teacher["weights"]:
+        return f"{said}Random weights hold nobody's work: nothing follows from that."
+    return f"{said}{LICENCES.get(teacher['teacher'], UNKNOWN)}\n\n{NOT_ADVICE}"

@@ -256,7 +256,7 @@ class ClientConfig:
     views: int = 1
     """of each question, to vote on, at most 8"""
     adapt: str | None = None
-    """learn the demonstrations first: tokens or weights"""
+    """learn the demonstrations first: tokens, weights or joint"""
     seconds: float = 60.0
     """adapt: at most; what is learnt by then answers"""
     steps: int = 2000

@@ -284,7 +284,11 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if min(self.steps, self.copies, self.rounds, self.tasks_at_once or 1) < 1 or self.seed < 0:
-            raise ValueError("steps, copies, rounds, tasks_at_once: expected at least 1, seed 0")
+        counts = [self.steps, self.copies, self.rounds]
+        counts += [self.tasks_at_once] if self.tasks_at_once is not None else []
+        if min(counts) < 1 or self.seed < 0:
+            raise ValueError(
+                "expected steps, copies, rounds and tasks_at_once of at least 1, seed of at least 0"
+            )
         if not (self.seconds > 0 and self.lr > 0):
             raise ValueError("seconds, lr: expected more than 0")

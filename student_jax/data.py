@@ -204,10 +204,11 @@ class Examples:
     def _plan(self, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
         """Returns an epoch's plan, made once an epoch and not once a step."""
         key = (batch_size, seed, epoch)
-        if self._planned is None or self._planned[0] != key:
+        planned = self._planned  # another thread, which names a batch, may be at another epoch
+        if planned is None or planned[0] != key:
             buckets = [e.bucket for e in self.examples]
-            self._planned = (key, plan_epoch(buckets, *key))
-        return self._planned[1]
+            planned = self._planned = (key, plan_epoch(buckets, *key))
+        return planned[1]
 
     def _augment(self, plan: Plan, step: int) -> list[Augmentation | None]:
         """Augments every so many-th example, spread evenly so that devices get equal shares."""

@@ -17,6 +17,7 @@ from student_jax.batch import Batch
 from student_jax.config import TrainConfig
 from student_jax.data import Bucket, Examples, Plan
 from student_jax.log import describe
+from student_jax.processes import is_first
 from student_jax.state import TrainState, empty_scaling, init_state, make_optimizer
 from student_jax.step import make_placer, make_train_step, replicated
 from student_jax.students import make_student
@@ -35,7 +36,7 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
         plan: of the batches.
         mesh: of devices.
     """
-    console = Console()
+    console = Console(quiet=not is_first())
     model = make_student(config.model, examples.feature_width)
     tx = make_optimizer(config.optim, config.loss.form)
     scaling = empty_scaling(config.loss.scaling, examples.feature_width)

@@ -42,6 +42,7 @@ from student_jax.tables import (
     describe_costs,
     describe_retentions,
     describe_runs,
+    describe_stops,
     make_kinds_table,
     make_retention_table,
     make_table,
@@ -183,7 +184,7 @@ def remarks(
 ) -> list[str]:
     """Returns all there is to say beside the scores."""
     runs = describe_runs(files, results[HELD_OUT]) if HELD_OUT in results else []
-    lines = [*runs, *describe_costs(files), *describe_retentions(retained)]
+    lines = [*runs, *describe_stops(files), *describe_costs(files), *describe_retentions(retained)]
     readers = readers_of(files)
     if len(readers) > 1:
         lines.append(

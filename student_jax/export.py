@@ -58,6 +58,8 @@ def main(config: ExportConfig) -> None:
     needs torch.
     """
     check_needs(config.format)
+    if (config.out / "checkpoints").exists():
+        raise InputError(f"out: {config.out} is a training run's folder; give another --out")
     solver = load_solver(config.checkpoint, config.which)
     export(solver, config.out, config.format)
     print(f"wrote {config.out}: {solver.num_parameters:,} parameters at step {solver.step}")
@@ -182,11 +184,12 @@ def describe(solver: Solver, digest: str) -> dict[str, Any]:
         "num_parameters": solver.num_parameters,
         "step": solver.step,
         "weights_sha256": digest,
+        "seed": solver.config.seed,
         "teacher": solver.teacher,
+        "init": solver.init,
         "trained_on": sorted(solver.trained_on),
-        "data": {
-            name: config["data"][name] for name in ("tasks", "max_demonstrations")
-        },  # which tasks were held out
+        # Which tasks were held out, and whether further pairs of the others were trained on.
+        "data": {name: config["data"][name] for name in ("tasks", "max_demonstrations", "rearc")},
     }
 
 

@@ -77,12 +77,18 @@ class Group:
     def rehearse(self, weights: Any = None) -> float:
         """Answers before anything is learnt, to know the seconds that answering takes.
 
-        Twice, since the first compiles: after the learning no time is left for that.
+        Twice, since the first compiles: after the learning no time is left for that. Each number of
+        test inputs has a program of its own.
         """
-        self._answer(0, weights)
-        started = time.perf_counter()
-        self._answer(0, weights)
-        return (time.perf_counter() - started) * len(self.courses)
+        counts = [len(course.lesson.task.test_inputs) for course in self.courses]
+        seconds = 0.0
+        for count in sorted(set(counts)):
+            first = counts.index(count)
+            self._answer(first, weights)
+            started = time.perf_counter()
+            self._answer(first, weights)
+            seconds += (time.perf_counter() - started) * counts.count(count)
+        return seconds
 
     def begin_anew(self, which: npt.NDArray[np.bool_], progress: float) -> None:
         """Begins the next rounds, where any are left, from new random weights.
@@ -99,8 +105,8 @@ class Group:
                 course.end()
         again = which & np.array([not course.is_over for course in self.courses])
         if again.any():
-            seeds = self._config.seed + np.array([each.closed for each in self.courses])
-            anew = self._learner.begin_anew(seeds, self._plain)[:2]
+            rounds = np.array([each.closed for each in self.courses])
+            anew = self._learner.begin_anew(self._config.seed, rounds, self._plain)[:2]
             self.own = self._learner.select(again, anew, self.own)
 
     def _answer(self, i: int, weights: Any) -> list[list[Said]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bridge import config as configs
 from bridge.errors import InputError
 from bridge.store import FeatureStore
+from bridge.weights import is_release
 from student_jax.checkpoints import Checkpoints
 from student_jax.release import read_release
 from student_jax.state import init_state, make_optimizer
@@ -39,6 +40,8 @@ def main(config: ImportConfig) -> None:
     """
     if (config.out / "checkpoints").exists():
         raise InputError(f"--out {config.out}: holds checkpoints already; give another folder")
+    if is_release(config.out):
+        raise InputError(f"--out {config.out}: holds an export; give another folder")
     release = read_release(config.folder, config.out, config.store)
     run, about = release.config, release.about
     model = make_student(run.model, about["feature_width"])
@@ -50,6 +53,7 @@ def main(config: ImportConfig) -> None:
     notes = {
         "feature_width": about["feature_width"],
         "teacher": store.provenance if store else about["teacher"],
+        "init": about.get("init"),
         "trained_on": about["trained_on"],
     }
     configs.save(run, config.out / "config.yaml")

@@ -68,7 +68,7 @@ class Learner:
         self._tx = optax.flatten(clipped)  # one long vector: a CPU pays for each array
         self._smallest = smallest_batch(model, feature_width)
         self.begin = jax.jit(jax.vmap(self._begin, in_axes=(None, 0)))
-        self.begin_anew = jax.jit(jax.vmap(self._begin_anew))
+        self.begin_anew = jax.jit(jax.vmap(self._begin_anew, in_axes=(None, 0, 0)))
         self.update = jax.jit(
             jax.vmap(self._update, in_axes=(0, 0, None, 0, 0, 0)), donate_argnums=(0, 1)
         )
@@ -100,9 +100,10 @@ class Learner:
         _, pairs, _, side, _ = plain.demonstrations.shape
         return _in_turns(read, plain, pairs * side**2 * plain.palette.shape[-1])
 
-    def _begin_anew(self, seed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
-        """The same from new random weights."""
-        fresh = self._model.init(jax.random.key(seed), self._smallest)
+    def _begin_anew(self, seed: Any, closed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
+        """The same from new random weights, other ones after each round that is closed."""
+        key = jax.random.fold_in(jax.random.key(seed), closed)
+        fresh = self._model.init(key, self._smallest)
         return self._begin(fresh["params"], plain)
 
     def _update(

@@ -19,6 +19,7 @@ from bridge.canvas import Placement, side_for
 from bridge.errors import InputError
 from bridge.transforms import Transform
 from student_jax.batch import (
+    PLACES,
     Array,
     Augmentation,
     colors_of,
@@ -68,7 +69,7 @@ def make_lesson(task: Task, views: int = 1) -> Lesson:
     return Lesson(
         task=task,
         side=max(side_for(question) for question in open_questions(task)),
-        pairs=places_for(count),
+        pairs=places_for(count, max(count, PLACES[-1])),  # all of them, however many
         colors=colors_of(task.demonstrations, *task.test_inputs),
         views=tuple(views_of(views)),
     )

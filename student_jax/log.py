@@ -114,6 +114,7 @@ class TrainLog:
         if flops not in self._shapes:  # it was compiled just now
             self._shapes.add(flops)
             self.restart_clock()
+            waited = 0.0  # before the clock's new start
         self._pending = (step, metrics)
         self._window.add(examples, flops, waited)
 

@@ -66,6 +66,9 @@ def divisors_of(batch: Batch, weights: LossConfig, axis: str | None = None) -> D
     mask, answer = jnp.asarray(batch.teacher_mask), jnp.asarray(batch.answer)
     targets = (mask if weights.form == "original" else mask.any(-1)).sum().astype(jnp.float32)
     counts = jnp.zeros(NUM_CLASSES).at[answer.astype(jnp.int32)].add(1.0)
+    if weights.left_out:  # their cells are weighted, too
+        outputs = jnp.asarray(batch.demonstrations)[:, :, 1].astype(jnp.int32)
+        counts = counts.at[outputs].add(_left_out(batch)[..., None, None].astype(jnp.float32))
     if axis is not None:
         targets, counts = jax.lax.pmean((targets, counts), axis)
     weighted = weights.task_loss == "class_weighted"
@@ -143,10 +146,15 @@ def left_out_loss(
     if output.left_out is None:
         return jnp.zeros(())
     cells = _cells(output.left_out, jnp.asarray(batch.demonstrations)[:, :, 1], weights, divisors)
-    shown = jnp.asarray(batch.demonstration_mask)
-    shown = shown & (shown.sum(-1, keepdims=True) > 1)
+    shown = _left_out(batch)
     mask = jnp.broadcast_to(shown[..., None, None], cells.shape)
     return sum_per_example(cells, mask) / divisors.examples
+
+
+def _left_out(batch: Batch) -> jax.Array:
+    """Which demonstrations are answered from the others, bool[B, P]; a lone one is not."""
+    shown = jnp.asarray(batch.demonstration_mask)
+    return shown & (shown.sum(-1, keepdims=True) > 1)
 
 
 def _cells(

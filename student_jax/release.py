@@ -82,7 +82,8 @@ def _make_config(about: dict[str, Any], out: Path, store: str | None) -> TrainCo
     loss = configs.from_dict(LossConfig, {"scaling": about["scaling"], "form": form})
     data = replace(configs.from_dict(DataConfig, about["data"]), store=store)
     try:
-        return TrainConfig(out=out, model=model, data=data, loss=loss)
+        seed = about.get("seed", 0)
+        return TrainConfig(out=out, seed=seed, model=model, data=data, loss=loss)
     except InputError:
         raise
     except ValueError as error:

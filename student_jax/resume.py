@@ -195,7 +195,13 @@ def warm_start(notes: Notes, state: TrainState, warm: Solver) -> tuple[Notes, Tr
     # A copy: a buffer can only be donated once.
     state = replace(state, params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
     trained_on = sorted(warm.trained_on)
-    init = {"run": str(warm.config.out), "step": warm.step, "trained_on": trained_on}
+    init = {
+        "run": str(warm.config.out),
+        "step": warm.step,
+        "trained_on": trained_on,
+        # Whoever taught those weights, or weights that they began with, the latest first.
+        "teachers": [warm.teacher] * (warm.teacher is not None) + warm.taught_before,
+    }
     everything = sorted({*notes["trained_on"], *trained_on})
     return {**notes, "init": init, "trained_on": everything}, state
 

@@ -55,7 +55,7 @@ def row_name(about: dict[str, Any], path: Path) -> str:
     name = f"{about.get('student', path.stem)} student"
     if about.get("needs_teacher"):
         name += " (reads the teacher)"
-    if about.get("step") == 0:
+    if about.get("untrained"):
         name += ", untrained"
     if about.get("tier", "zero-shot") != "zero-shot":
         name += f", {about['tier']}"
@@ -66,7 +66,9 @@ def row_name(about: dict[str, Any], path: Path) -> str:
 
 def teacher_name(predictions: Predictions) -> str:
     """Says which teacher a student had, and whether that knew anything."""
-    teacher = predictions.about.get("teacher")
+    teacher, before = predictions.about.get("teacher"), predictions.about.get("taught_before")
+    if not teacher and before:
+        return f"no teacher since it was taught by {before[0]['teacher']}"
     if not teacher:
         return "no teacher"
     return f"teacher {'random ' * has_random_teacher(predictions)}{teacher['teacher']}"
@@ -148,5 +150,5 @@ def readers_of(files: dict[str, Predictions]) -> list[str]:
     there is another.
     """
     readers = [name for name, p in files.items() if p.about.get("needs_teacher")]
-    trained = [name for name in readers if files[name].about.get("step") != 0] or readers
+    trained = [name for name in readers if not files[name].about.get("untrained")] or readers
     return [name for name in trained if not has_random_teacher(files[name])] or trained

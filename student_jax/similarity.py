@@ -67,6 +67,12 @@ def main(config: SimilarityConfig) -> None:
     solver = load_solver(config.checkpoint, config.which)
     if solver.config.model.kind != "grid" or solver.teacher is None:
         raise InputError("similarity: expected a grid student that was trained with a teacher")
+    scaled = solver.config.loss.scaling in ("standardise", "phi_s")
+    if scaled and not np.any(solver.scaling.mean):
+        raise InputError(
+            f"checkpoint: {config.checkpoint}: expected a training run's folder, since exports of "
+            "grid students leave out how the teacher's features were scaled"
+        )
     examples = load_examples(solver, open_store(solver, config.store), config.split)
     see = make_see(solver)  # compiled once for both
     found = {

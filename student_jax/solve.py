@@ -21,6 +21,7 @@ from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.predictions import write_predictions
 from bridge.render import PALETTE
+from bridge.stop import Stop
 from bridge.weights import is_release
 from student_jax.config import AdaptConfig, Tier
 from student_jax.memory import begin_with_mimalloc
@@ -83,6 +84,18 @@ class SolveConfig(Asked):
     store: str | None = None
     """feature student: the teacher's features; by default those it was trained on"""
 
+    def __post_init__(self) -> None:
+        """Checks how tasks are learnt, too."""
+        super().__post_init__()
+        _ = self.learning
+
+    @property
+    def learning(self) -> AdaptConfig | None:
+        """How each task is learnt first; None for not at all."""
+        if self.adapt is None:
+            return None
+        return AdaptConfig(tier=self.adapt, steps=self.steps, seconds=self.seconds)
+
 
 def main(config: SolveConfig) -> None:
     """Answer ARC tasks with a trained student.
@@ -92,10 +105,7 @@ def main(config: SolveConfig) -> None:
     tasks with the test outputs removed. With --adapt the confidence says how well the
     demonstrations were learnt, not whether the answer is right.
     """
-    learning = None
-    if config.adapt is not None:
-        learning = AdaptConfig(tier=config.adapt, steps=config.steps, seconds=config.seconds)
-    solve(config, learning, config.store)
+    solve(config, config.learning, config.store)
 
 
 def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None) -> None:
@@ -123,7 +133,8 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     tasks = {single.task_id: single} if single else choose_tasks(config, solver)
     blind = [task.blind() for task in tasks.values()]
     started = time.perf_counter()
-    adapted = learn(solver, learning, blind, config.views) if learning else {}
+    stop = Stop(exits=True)
+    adapted = learn(solver, learning, blind, config.views, stop) if learning else {}
     attempts = {task_id: each.attempts for task_id, each in adapted.items()}
     took = None
     if learning is None:
@@ -138,6 +149,8 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
         print_attempts(Console(), single, attempts[single.task_id], note)
         if took:
             print(took)
+        if stop.requested:
+            raise KeyboardInterrupt
         return
     folder = Path("runs/solve") if is_release(config.checkpoint) else config.checkpoint
     name = "untrained.json" if config.untrained else "predictions.json"
@@ -148,23 +161,30 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
         "needs_teacher": solver.config.model.reads_features,
         "tier": TIERS[learning.tier if learning else None],
         "teacher": solver.teacher,
+        "taught_before": solver.taught_before,  # the weights that training began with
+        "untrained": config.untrained,
         "checkpoint": str(config.checkpoint),
         "step": solver.step,
         "which": config.which,
         "views": config.views,
         # Of all tasks together, compilation included.
-        "answering": {"tasks": len(tasks), "seconds": seconds},
+        "answering": {"tasks": len(attempts), "seconds": seconds},
+        "stopped": stop.requested,  # then tasks are missing, and the last ones hardly learnt
         "learning": asdict(learning) if learning else None,
         "adapted": {
             task_id: {name: getattr(each, name) for name in ("fit", "steps", "seconds", "rounds")}
             for task_id, each in adapted.items()
         },
         "source": config.source or solver.config.data.tasks.source,
-        "trained_on": sorted(set(tasks) & solver.trained_on),
+        "trained_on": sorted(set(attempts) & solver.trained_on),
     }
     write_predictions(out, about, attempts)
     configs.save(config, out.with_suffix(".config.yaml"))
-    print(f"predictions: {out}: {len(tasks)} tasks, {sum(map(len, attempts.values()))} test inputs")
+    inputs = sum(map(len, attempts.values()))
+    print(f"predictions: {out}: {len(attempts)} tasks, {inputs} test inputs")
+    if stop.requested:
+        print(f"stopped: {len(tasks) - len(attempts)} of {len(tasks)} tasks are left out")
+        raise KeyboardInterrupt
 
 
 def answer_at_once(
@@ -204,19 +224,23 @@ def choose_tasks(config: Asked, solver: Solver) -> dict[str, Task]:
 
 
 def learn(
-    solver: Solver, learning: AdaptConfig, blind: list[Task], views: int
+    solver: Solver, learning: AdaptConfig, blind: list[Task], views: int, stop: Stop
 ) -> dict[str, Adapted]:
-    """Learns each task and says what became of it; in the order of the tasks."""
+    """Learns each task and says what became of it; in the order of the tasks.
+
+    A signal ends the learning: what is learnt by then answers, and what has not begun is left out.
+    """
     from student_jax.adapter import Adapter
 
     found = {}
-    for task_id, adapted in Adapter(solver, learning).adapt(blind, views):
-        found[task_id] = adapted
-        print(
-            f"{task_id}: {adapted.fit:.1%} of the demonstrations' cells after {adapted.steps} "
-            f"steps in {adapted.rounds} rounds, {adapted.seconds:.1f} s"
-        )
-    return {task.task_id: found[task.task_id] for task in blind}
+    with stop:
+        for task_id, adapted in Adapter(solver, learning).adapt(blind, views, stop=stop):
+            found[task_id] = adapted
+            print(
+                f"{task_id}: {adapted.fit:.1%} of the demonstrations' cells after {adapted.steps} "
+                f"steps in {adapted.rounds} rounds, {adapted.seconds:.1f} s"
+            )
+    return {task.task_id: found[task.task_id] for task in blind if task.task_id in found}
 
 
 def print_attempts(console: Console, task: Task, attempts: tuple[Attempts, ...], note: str) -> None:

@@ -45,6 +45,7 @@ class Solver:
     config: TrainConfig
     step: int
     teacher: dict[str, Any] | None  # provenance of the features it was trained with
+    init: dict[str, Any] | None  # the run whose weights it began with, see `resume.warm_start`
     trained_on: frozenset[str]  # task ids, and evaluation tasks whose answers it was shown
     feature_width: int  # of the teacher; 1 without one
     params: Any  # the moving average where the run kept one
@@ -55,6 +56,11 @@ class Solver:
     def num_parameters(self) -> int:
         """Unique weights, embedding tables included."""
         return optax.tree.size(self.params)
+
+    @property
+    def taught_before(self) -> list[dict[str, Any]]:
+        """The teachers of the weights that it began with, as far as they are told."""
+        return (self.init or {}).get("teachers", [])
 
     def solve(
         self, questions: Sequence[Question], store: str | None = None, views: int = 1
@@ -120,6 +126,7 @@ def make_solver(
         config=config,
         step=step,
         teacher=about["teacher"],
+        init=about.get("init"),
         # What its training pairs gave away of the evaluation set it was trained on, too.
         trained_on=frozenset({*about["trained_on"], *about.get("leaked", {})}),
         feature_width=about["feature_width"],
@@ -139,7 +146,9 @@ def begin_again(solver: Solver) -> Solver:
     empty = smallest_batch(solver.config.model, solver.feature_width)
     params = jax.jit(model.init)(jax.random.key(solver.config.seed), empty)["params"]
     teacher = solver.teacher if solver.config.model.reads_features else None  # it still reads them
-    return replace(solver, step=0, teacher=teacher, trained_on=frozenset(), params=params)
+    return replace(
+        solver, step=0, teacher=teacher, init=None, trained_on=frozenset(), params=params
+    )
 
 
 def answer_all(

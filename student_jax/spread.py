@@ -28,7 +28,8 @@ def spread(
         work: pieces by kind. A device keeps to one kind as long as there is any of it, since each
             device compiles its own program for a kind; then it takes the largest that no other has.
         do: does a piece on a device, which is the default in its thread.
-        stop: is requested where the work ends early; what is in hand is waited for.
+        stop: where it is requested, a device that has done any piece begins no other; where the
+            work fails or is not wanted any more, it is requested, and what is in hand waited for.
     """
     left = {kind: deque(pieces) for kind, pieces in work.items() if pieces}
     busy: dict[Device, K] = {}
@@ -37,7 +38,7 @@ def spread(
 
     def take(device: Device) -> T | None:
         with lock:
-            if not left:
+            if not left or (stop.requested and device in busy):
                 return None
             kind = busy.get(device)
             if kind not in left:

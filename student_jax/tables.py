@@ -122,6 +122,15 @@ def describe_costs(files: Mapping[str, Predictions]) -> list[str]:
     return lines
 
 
+def describe_stops(files: Mapping[str, Predictions]) -> list[str]:
+    """Returns a line for each student that was stopped while it learnt."""
+    return [
+        f"{name}: stopped by a signal: tasks are missing, and the last ones were hardly learnt"
+        for name, predictions in files.items()
+        if predictions.about.get("stopped")
+    ]
+
+
 def make_retention_table(reader: str, retained: Mapping[str, Retention]) -> Table:
     """Returns what is kept of the teacher's score, which is that of the reader named."""
     rows = {name: retention_columns(found) for name, found in retained.items()}
@@ -171,13 +180,12 @@ def _teacher(retained: Mapping[str, Retention]) -> float:
 
 def missing_controls(files: dict[str, Predictions]) -> list[str]:
     """Returns a line where a teacher's worth could be read from the table but has no control."""
-    teachers = [p.about.get("teacher") for p in files.values()]
-    random = [has_random_teacher(p) for p in files.values()]
-    if all(
-        teacher is None or is_random for teacher, is_random in zip(teachers, random, strict=True)
-    ):
+    trained = [p for p in files.values() if not p.about.get("untrained")]
+    random = [has_random_teacher(p) for p in trained]
+    taught = [bool(p.about.get("teacher") or p.about.get("taught_before")) for p in trained]
+    if not any(knows and not alike for knows, alike in zip(taught, random, strict=True)):
         return []
-    missing = ["the same student without a teacher"] * all(t is not None for t in teachers)
+    missing = ["the same student without a teacher"] * all(taught)
     missing += ["with a random-weights teacher"] * (not any(random))
     if not missing:
         return []

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from student_jax.config import AdaptConfig
 from student_jax.course import Course
 from student_jax.group import Group, take_note
+from student_jax.keep import make_room_for_programs
 from student_jax.learner import Learner
 from student_jax.lesson import Lesson
 from student_jax.pace import rate_at
@@ -37,7 +38,10 @@ class Together:
         self._learner, self._config, self._mesh = learner, config, make_mesh()
         self._params = jax.device_put(params, replicated(self._mesh))
         self._shared = learner.begin_joint(self._params)
-        self._groups = [Group(learner, config, self._params, each, self._placed) for each in groups]
+        self._groups: list[Group] = []
+        for each in groups:
+            make_room_for_programs()  # every shape has programs of its own
+            self._groups.append(Group(learner, config, self._params, each, self._placed))
         self._order = np.arange(len(groups))
 
     @property
@@ -63,6 +67,8 @@ class Together:
         """
         config = self._config
         round_, turn = divmod(step, len(self._groups))
+        if round_ == 0:
+            make_room_for_programs()  # each group's first step compiles
         if turn == 0:
             self._order = np.random.default_rng((config.seed, round_)).permutation(
                 len(self._groups)
@@ -77,7 +83,11 @@ class Together:
 
     def rehearse(self) -> float:
         """Returns the seconds that answering all tasks takes, compiling it."""
-        return sum(group.rehearse(self._shared[0]) for group in self._groups)
+        seconds = 0.0
+        for group in self._groups:
+            make_room_for_programs()
+            seconds += group.rehearse(self._shared[0])
+        return seconds
 
     def close(self) -> None:
         """Ends the learning: what is learnt by then answers."""

@@ -133,6 +133,6 @@ def check_teacher(teacher: Teacher) -> dict[str, float]:
     if not np.array_equal(alone, features(teacher, [short]).example(0).astype(np.float32)):
         refuse("features of the same view differ from call to call")
     gap = float(np.sqrt(np.square(alone - together).mean())) / scale
-    if gap > BATCH_TOLERANCE:
+    if not gap <= BATCH_TOLERANCE:  # nor may it be NaN
         refuse(f"features change by {gap:.3f} std when another view shares the batch")
     return {"mean": float(alone.mean()), "std": scale}

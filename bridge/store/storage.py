@@ -109,14 +109,6 @@ def delete_key(kv: ts.KvStore, key: str) -> None:
         kv.write(key, None).result()
 
 
-def delete_folder(kv: ts.KvStore, folder: str) -> None:
-    """Deletes every key under `folder/`, and on a file system the folder, as far as it is there."""
-    with told(kv, f"delete {folder}"):
-        kv.delete_range(ts.KvStore.KeyRange(f"{folder}/", f"{folder}0")).result()  # '0' is next
-    if (root := local_folder(kv)) is not None:
-        shutil.rmtree(root / folder, ignore_errors=True)
-
-
 def list_keys(kv: ts.KvStore, folder: str) -> list[str]:
     """Returns the keys under a folder, relative to the store, sorted."""
     with told(kv, f"list {folder}"):

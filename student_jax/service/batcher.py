@@ -111,16 +111,19 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while batch := self._next():
+        while (batch := self._next()) is not None:
             self._answer(batch)
 
-    def _next(self) -> list[Waiting]:
-        """Returns questions of one shape, waiting for them; none when closed."""
+    def _next(self) -> list[Waiting] | None:
+        """Returns questions of one shape, waiting for them; None when closed.
+
+        An empty list where all were dropped while others of their shape were waited for.
+        """
         with self._changed:
             self._in_hand = 0
             while not self._waiting:
                 if self._closed:
-                    return []
+                    return None
                 self._changed.wait()
             first = self._waiting[0]
             due, most = first.arrived + self._wait_seconds, self._most_at_once

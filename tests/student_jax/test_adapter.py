@@ -1,11 +1,13 @@
 """Learning a task's demonstrations: alone, blind, within its budget."""
 
+import itertools
 import json
 import os
 import signal
 from dataclasses import replace
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ from student_jax.config import AdaptConfig
 from student_jax.course import FITTED, Course, Seen
 from student_jax.lesson import make_lesson, queries, show_augmented, show_plainly, stack
 from student_jax.pace import WARM_UP
-from student_jax.solver import load_solver
+from student_jax.solver import begin_again, load_solver
 from student_jax.train import train
 from student_jax.vote import views_of
 from tests.conftest import make_grid, train_dict
@@ -272,6 +274,7 @@ def test_contradictory_and_single_and_large_demonstrations_get_an_answer(solver)
         Task("eleven", tuple(Pair(grid, grid) for _ in range(11)), (grid,)),
         Task("ten_colors", (Pair(grid[:1], grid[:1]),), (np.arange(10, dtype=np.uint8)[None],)),
     ]
+    assert show_plainly(make_lesson(odd[2])).mask.sum() == 11  # none is left out
     adapted = dict(Adapter(solver, AdaptConfig(**{**FAST, "steps": 1})).adapt(odd))
     assert {i: len(a.attempts) for i, a in adapted.items()} == {
         "contradictory": 1,
@@ -304,9 +307,28 @@ def test_signal_ends_the_learning_and_what_is_learnt_answers(solver, tasks, monk
         return update(*args)
 
     monkeypatch.setattr(adapter.learner, "update", interrupted)
-    ((_, adapted),) = list(adapter.adapt(tasks[:1]))
+    with Stop() as stop:
+        ((_, adapted),) = list(adapter.adapt(tasks[:1], stop=stop))
     assert 3 <= adapted.steps < 10_000
     assert len(adapted.attempts) == 1
+
+
+def test_tasks_that_have_not_begun_when_it_is_stopped_are_left_out(solver, tasks):
+    """One a device is begun all the same, so that who asks for one task has an answer."""
+    stop = Stop()
+    stop.requested = True
+    config = AdaptConfig(**{**FAST, "tasks_at_once": 1})
+    many = [replace(tasks[0], task_id=f"black{i}") for i in range(30)]
+    found = dict(Adapter(solver, config).adapt(many, stop=stop))
+    assert 1 <= len(found) <= len(jax.local_devices())
+    assert {(each.steps, len(each.attempts)) for each in found.values()} == {(0, 1)}
+
+
+def test_an_orchestrators_signals_stay_its_own(solver, tasks):
+    """Only a command takes them: `with Stop() as stop`."""
+    before = signal.getsignal(signal.SIGTERM)
+    for _ in Adapter(solver, AdaptConfig(**{**FAST, "steps": 1})).adapt(tasks[:1]):
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_who_watches_is_told_of_every_step_and_may_end_it(solver, tasks):
@@ -323,6 +345,19 @@ def test_who_watches_is_told_of_every_step_and_may_end_it(solver, tasks):
     assert len(adapted.attempts) == 1
     assert all(seen.loss > 0 and 0 <= seen.fit <= 1 for _, seen in told)
     assert [seen.progress for _, seen in told] == sorted(seen.progress for _, seen in told)
+
+
+def test_rounds_and_the_untrained_student_begin_with_weights_of_their_own(solver, tasks):
+    """Also where the run's seed is the same as a round's number."""
+    learner = Adapter(solver, AdaptConfig(**FAST)).learner
+    plain = stack([show_plainly(make_lesson(tasks[0]))] * 3)
+    begun = learner.begin_anew(0, np.array([1, 2, 3]), plain)[0].weights
+    kernels = [*np.asarray(begun["core"]["block_0"]["query"]["kernel"])]
+    for seed in (0, 1, 2, 3):
+        again = replace(solver, config=replace(solver.config, seed=seed))
+        params = begin_again(again).params
+        kernels.append(np.asarray(params["core"]["block_0"]["query"]["kernel"]))
+    assert all(np.abs(a - b).max() > 0.01 for a, b in itertools.combinations(kernels, 2))
 
 
 def test_no_demonstration_is_one_line(solver):

@@ -75,6 +75,38 @@ def test_a_teacher_without_its_controls_is_told(tasks, tmp_path, capsys):
     assert "no benefit" not in text
 
 
+@pytest.mark.parametrize("about", [{"untrained": True}, {"taught_before": [TEACHER]}])
+def test_what_was_never_trained_or_taught_before_is_no_student_without_a_teacher(
+    tasks, tmp_path, capsys, about
+):
+    random = {**TEACHER, "weights": "random weights, seed 0"}
+    files = [
+        write(tmp_path / "a.json", tasks, IDS, teacher=TEACHER),
+        write(tmp_path / "b.json", tasks, IDS, teacher=random),
+        write(tmp_path / "c.json", tasks, IDS, teacher=None, **about),
+    ]
+    text = evaluate(*files, tmp_path=tmp_path, capsys=capsys)[1]
+    assert "missing: the same student without a teacher" in text
+
+
+def test_an_untrained_reader_is_a_control_and_not_the_teachers_score(tasks, tmp_path, capsys):
+    reads = {"student": "feature", "needs_teacher": True, "teacher": TEACHER}
+    files = [
+        write(tmp_path / "a.json", tasks, IDS[:1], **reads, untrained=True),
+        write(tmp_path / "b.json", tasks, IDS, **reads),
+    ]
+    found, text = evaluate(*files, tmp_path=tmp_path, capsys=capsys)
+    assert list(found["retention"]) == ["feature student (reads the teacher), untrained"]
+    assert "of the feature student (reads the teacher) " in text
+
+
+def test_a_student_that_was_stopped_is_told(tasks, tmp_path, capsys):
+    text = evaluate(
+        write(tmp_path / "a.json", tasks, IDS, stopped=True), tmp_path=tmp_path, capsys=capsys
+    )[1]
+    assert "stopped by a signal: tasks are missing" in text
+
+
 @pytest.mark.parametrize(
     ("read", "words"),
     [

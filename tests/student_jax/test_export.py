@@ -154,6 +154,17 @@ def test_import_gives_the_same_student_bit_for_bit(exported, store_path, tmp_pat
         assert after.config.data.max_demonstrations == before.config.data.max_demonstrations
 
 
+def test_export_and_run_never_share_a_folder(exported):
+    """It would answer by the export, however far the run has come since."""
+    run = exported / "run"
+    with pytest.raises(InputError, match="is a training run's folder; give another --out"):
+        export(ExportConfig(checkpoint=run, out=run))
+    assert not (run / "model.safetensors").exists()
+    folder = exported / "export"
+    with pytest.raises(InputError, match="holds an export; give another folder"):
+        import_weights(ImportConfig(folder=folder, out=folder))
+
+
 def test_import_does_not_write_over_checkpoints(exported):
     with pytest.raises(InputError, match="holds checkpoints already"):
         import_weights(ImportConfig(folder=exported / "export", out=exported / "run"))

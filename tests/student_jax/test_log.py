@@ -63,6 +63,17 @@ def test_not_finite_stops_with_step_examples_and_last_good(log):
         log.settle()
 
 
+def test_waiting_before_a_new_shape_is_not_of_the_time_after_it(log, train_config, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("student_jax.log.time.perf_counter", lambda: clock[0])
+    log._window.__init__()
+    for step in range(1, 4):
+        clock[0] += 0.5
+        see(log, step, waited=8.0 if step == 1 else 0.1)
+    lines = (train_config().out / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["speed"]["waiting"] <= 1
+
+
 def test_speed_adds_up(log, train_config, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("student_jax.log.time.perf_counter", lambda: clock[0])

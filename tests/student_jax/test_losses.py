@@ -10,7 +10,7 @@ from bridge.scaling import Scaling
 from student_jax import terms
 from student_jax.batch import Batch, StudentOutput, all_colors, scale_teacher
 from student_jax.config import LossConfig
-from student_jax.losses import distillation_loss, sum_per_example, sum_per_token
+from student_jax.losses import distillation_loss, divisors_of, sum_per_example, sum_per_token
 from student_jax.terms import cosine_distance, cross_entropy, squared_error
 
 
@@ -249,3 +249,23 @@ def test_left_out_demonstrations_cost_as_much_as_questions_do_and_a_lone_one_not
     expected = (nats[0, :2].mean() + nats[1].mean() + 0) / 3
     assert float(got.left_out) == pytest.approx(expected, rel=1e-5)
     assert float(got.total) == pytest.approx(np.log(12) + 0.5 * expected, rel=1e-5)
+
+
+def test_no_class_that_only_demonstrations_show_outweighs_the_rest():
+    """Every class that is weighted has the same say, whether answers or demonstrations hold it."""
+    demonstrations = np.zeros((1, 2, 2, 8, 8), np.uint8)
+    demonstrations[0, :, 1, :4] = 5  # half of the outputs' cells; no answer has it
+    batch = Batch(
+        demonstrations=demonstrations,
+        demonstration_mask=np.ones((1, 2), bool),
+        palette=all_colors(1),
+        query=np.zeros((1, 8, 8), np.uint8),
+        answer=np.zeros((1, 8, 8), np.uint8),
+        teacher=np.zeros((1, 1, 1), np.float32),
+        teacher_mask=np.zeros((1, 1), bool),
+    )
+    weights = LossConfig(task_loss="class_weighted", left_out=1.0)
+    found = divisors_of(batch, weights).class_weights
+    np.testing.assert_allclose(found[[0, 5]], [192 / (2 * 128), 192 / (2 * 64)])
+    lone = replace(batch, demonstration_mask=np.array([[True, False]]))  # is not answered
+    assert divisors_of(lone, weights).class_weights[0] == 1

@@ -96,6 +96,16 @@ def test_the_oldest_waits_for_others_no_longer_than_it_may(answerer, question):
     assert answered.began - answered.arrived >= 0.05
 
 
+def test_what_is_given_up_while_others_of_its_shape_are_awaited_ends_nothing(answerer, question):
+    answerer.go.set()
+    batcher = Batcher(answerer, 16, 8, wait_seconds=0.2)
+    (given_up,) = batcher.ask([question], 1)
+    given_up.cancel()
+    (other,) = batcher.ask([with_query(question, [[1]])], 1)  # drops the first from the queue
+    assert other.result(SECONDS).attempts.first.tolist() == [[1]]
+    batcher.close()
+
+
 def test_a_full_queue_takes_all_or_none_and_what_is_given_up_makes_room(answerer, question):
     batcher = Batcher(answerer, 3, 1)
     batcher.ask([question], 1)

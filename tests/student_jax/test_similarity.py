@@ -7,14 +7,18 @@ import jax
 import numpy as np
 import pytest
 
+from bridge import weights
 from bridge.arc import NUM_COLORS
+from bridge.errors import InputError
 from bridge.scaling import Scaling, apply, unscale
 from student_jax.alignment import Sums, cosines
 from student_jax.batch import smallest_batch
 from student_jax.color_block import States
+from student_jax.export import describe, torch_tensors
 from student_jax.grid_student import GridStudent
 from student_jax.sight import lay_out, make_see
 from student_jax.similarity import SimilarityConfig, main
+from student_jax.solver import load_solver
 
 
 def kernel_cka(x, y):
@@ -89,7 +93,7 @@ def test_blocks_are_told_in_the_order_they_run(train_config):
     assert not np.array_equal(core["core 1"], core["core 3"])
 
 
-def test_command_tells_every_frame_beside_its_controls(train_config, capsys):
+def test_command_tells_every_frame_beside_its_controls(train_config, store_path, tmp_path, capsys):
     from student_jax.train import train
 
     config = train_config(**{"optim.total_steps": 2, "data.tasks.dev_fraction": 0.5})
@@ -109,3 +113,8 @@ def test_command_tells_every_frame_beside_its_controls(train_config, capsys):
     text = capsys.readouterr().out
     assert "untrained" in text
     assert "core 1" in text
+    solver, release = load_solver(config.out), tmp_path / "release"
+    weights.save(release / weights.MODEL, torch_tensors(solver), {"format": "pt"})
+    (release / "config.json").write_text(json.dumps(describe(solver, "")))
+    with pytest.raises(InputError, match="exports of grid students leave out how"):
+        main(SimilarityConfig(checkpoint=release, store=str(store_path)))

@@ -15,6 +15,7 @@ from bridge.arc_files import load_tasks
 from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.predictions import read_predictions, write_predictions
+from student_jax.adapter import Adapter
 from student_jax.baselines import BASELINES, baseline
 from student_jax.evaluate import EvaluateConfig
 from student_jax.evaluate import main as evaluate_main
@@ -138,6 +139,32 @@ def test_untrained_control_is_drawn_anew_and_says_so(run, task_folder, tmp_path)
     rows = json.loads((tmp_path / "s.json").read_text())["scores"]["held-out tasks"]
     assert list(rows)[-2:] == ["grid student, untrained", "grid student"]
     assert rows["copy"]["num_tasks"] < 6  # what one was trained on counts so for both
+
+
+def test_learning_that_is_stopped_answers_with_what_there_is_and_says_so(
+    run, tmp_path, monkeypatch, capsys
+):
+    adapt = Adapter.adapt
+
+    def stopped(self, tasks, views, stop):
+        for found in adapt(self, tasks, views, stop=stop):
+            stop.requested = True
+            yield found
+
+    monkeypatch.setattr(Adapter, "adapt", stopped)
+    out = tmp_path / "p.json"
+    with pytest.raises(KeyboardInterrupt):
+        solve_main(SolveConfig(checkpoint=run, split="all", adapt="tokens", steps=1, out=out))
+    found = read_predictions(out)
+    count = len(found.attempts)
+    assert count >= 1
+    assert (found.about["stopped"], found.about["answering"]["tasks"]) == (True, count)
+    assert f"stopped: {6 - count} of 6 tasks are left out" in capsys.readouterr().out
+
+
+def test_settings_of_learning_are_checked_before_anything_is_done():
+    with pytest.raises(ValueError, match="steps"):
+        SolveConfig(adapt="weights", steps=0)
 
 
 def test_canary_no_test_output_reaches_the_predictions(run, task_folder, tmp_path):

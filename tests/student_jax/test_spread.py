@@ -69,6 +69,26 @@ def test_caller_that_wants_no_more_stops_the_work():
     assert len(begun) < 1000
 
 
+def test_second_signal_ends_a_command_whose_threads_compute():
+    code = """
+import os, signal, time
+from bridge.stop import Stop
+from student_jax.spread import spread
+def do(piece, device):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
+    yield piece
+with Stop(exits=True) as stop:
+    list(spread({0: [0]}, do, stop))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr.split()[-1]) == (130, "stopped"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("quota", "cores"),
     [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1)],

@@ -96,11 +96,14 @@ def test_devices_and_micro_batches_do_not_change_the_numbers(start, one, devices
     chex.assert_trees_all_close(states[-1].params, one[1][-1].params, rtol=1e-4, atol=1e-5)
 
 
-def test_class_weights_are_those_of_the_whole_batch(start):
-    weighted = {"loss__task_loss": "class_weighted"}
+@pytest.mark.parametrize("left_out", [0.0, 1.0])
+def test_class_weights_are_those_of_the_whole_batch(start, left_out):
+    """Of all cells that are weighted: also of the demonstrations, where they are answered."""
+    weighted = {"loss__task_loss": "class_weighted", "loss__left_out": left_out}
     rows, _ = steps_of(start, 1, **weighted)
     shared, _ = steps_of(start, 2, **weighted, optim__accumulate=2)
-    assert rows[0]["task"] == pytest.approx(shared[0]["task"], rel=1e-5)
+    for term in ("task", "left_out"):
+        assert rows[0][term] == pytest.approx(shared[0][term], rel=1e-5)
 
 
 def test_moving_average_follows_its_formula_and_answers(start):

@@ -69,6 +69,12 @@ def test_what_the_other_run_was_trained_on_counts(train_config, task_folder, tmp
     with Checkpoints(half.out) as checkpoints:
         init = checkpoints.about()["init"]
     assert (init["run"], init["step"], len(init["trained_on"])) == (str(whole.out), 1, 6)
+    (teacher,) = init["teachers"]
+    assert teacher == load_solver(whole.out).teacher
+    third = replace(half, out=tmp_path / "third", init=half.out)
+    third = replace(third, data=replace(third.data, store=None))
+    train(third)  # by no teacher, but of weights that two runs with one made
+    assert load_solver(third.out).taught_before == [teacher, teacher]
     shutil.rmtree(whole.out)
     longer = replace(half.optim, total_steps=2)
     train(replace(half, optim=longer, may_differ=("optim",)))  # needs the other run no more

@@ -96,6 +96,7 @@ class Broken:
         ),
         (lambda x, _: x * (1 + 1e-2 * next(COUNTER)), "differ from call to call"),
         (lambda x, _: x * len(x), "when another view shares the batch"),
+        (lambda x, _: x * (np.nan if len(x) > 1 else 1), "change by nan std when another view"),
     ],
 )
 def test_check_teacher_refuses_features_that_mean_nothing(teacher, spoil, message):
