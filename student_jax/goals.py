@@ -1,7 +1,7 @@
 """What was promised beside what was measured: parameters, latency, accuracy, memory.
 
-The goals are this project's own, see docs/evaluation.md. Nothing here is typed in: the numbers come from
-`tools/bench_latency.py` and from the scored predictions.
+The goals are this project's own, see docs/evaluation.md. Nothing here is typed in: the numbers come
+from `tools/bench_latency.py` and from the scored predictions.
 """
 
 from __future__ import annotations
