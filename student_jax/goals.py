@@ -76,7 +76,9 @@ def read_latency(path: Path, files: dict[str, Predictions]) -> dict[str, Any]:
 
 def whose_goals(files: Mapping[str, Predictions], latency: dict[str, Any] | None) -> str:
     """Names the student that is held against the goals: that was timed, or that stands alone."""
-    alone = [name for name, p in files.items() if not p.about.get("needs_teacher")] or list(files)
+    controls = ("needs_teacher", "untrained")
+    alone = [n for n, p in files.items() if not any(p.about.get(key) for key in controls)]
+    alone = alone or list(files)
     timed = (latency or {}).get("parameters")
     return next((name for name in alone if files[name].about.get("parameters") == timed), alone[0])
 

@@ -43,7 +43,9 @@ def main(config: ImportConfig) -> None:
     if is_release(config.out):
         raise InputError(f"--out {config.out}: holds an export; give another folder")
     release = read_release(config.folder, config.out, config.store)
-    run, about = release.config, release.about
+    about = release.about
+    # What was generated for the training that made the weights is no part of what comes.
+    run = replace(release.config, data=replace(release.config.data, rearc=None))
     model = make_student(run.model, about["feature_width"])
     tx = make_optimizer(run.optim, run.loss.form)
     state = jax.jit(lambda: init_state(run, model, tx, release.scaling))()

@@ -1,6 +1,6 @@
 """Linear layers, several of the same input as one product, and their gradients.
 
-A CPU's small products cost more for being many than for being large (docs/grid-student.md).
+A CPU's small products cost more for being many than for being large (docs/performance.md).
 
 In the shape descriptions: `R` rows, `D` width entering, `E` width leaving.
 """
@@ -96,7 +96,7 @@ def _linear_back(saved: Saved, g: jax.Array) -> tuple[jax.Array, ...]:
     x, kernel = saved
     factor = g.astype(x.dtype)
     back = multiply(factor, kernel.T).astype(x.dtype)
-    # Turned around is the narrower: left to it, XLA turns the larger (docs/grid-student.md).
+    # Turned around is the narrower: left to it, XLA turns the larger (docs/performance.md).
     narrow = x.shape[1] <= factor.shape[1]
     of_kernel = multiply(x.T, factor) if narrow else multiply(factor.T, x).T
     return back, of_kernel.astype(kernel.dtype), sum_rows(g)

@@ -75,8 +75,10 @@ def teacher_name(predictions: Predictions) -> str:
 
 
 def has_random_teacher(predictions: Predictions) -> bool:
-    """Whether a student's teacher knows nothing."""
-    return "random weights" in (predictions.about.get("teacher") or {}).get("weights", "")
+    """Whether a student was taught, and by none that knows anything."""
+    about = predictions.about
+    teachers = [about["teacher"]] if about.get("teacher") else about.get("taught_before") or []
+    return bool(teachers) and all("random weights" in each["weights"] for each in teachers)
 
 
 def groups_of(files: dict[str, Predictions]) -> dict[str, list[str]]:

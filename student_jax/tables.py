@@ -92,8 +92,9 @@ def describe_runs(files: Mapping[str, Predictions], rows: Mapping[str, Scores]) 
     runs: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, predictions in files.items():
         about, teacher = predictions.about, predictions.about.get("teacher") or {}
-        same = [about.get(key) for key in ("student", "tier", "views", "parameters")]
-        runs[(*same, teacher.get("weights"))].append(name)
+        same = [about.get(key) for key in ("student", "tier", "views", "parameters", "untrained")]
+        before = [each["weights"] for each in about.get("taught_before") or []]
+        runs[(*same, teacher.get("weights"), *before)].append(name)
     lines = []
     for names in runs.values():
         if len(names) > 1:

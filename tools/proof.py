@@ -193,15 +193,14 @@ class Diary:
 
 def call(module: str, words: list[str], limit: float | None) -> tuple[int, bool]:
     """Runs a module's command; returns its exit code, and whether the limit was reached."""
-    process = subprocess.Popen([sys.executable, "-m", module, *words])
+    # A session of its own: so Ctrl-C, which a terminal tells to all, comes to it once, from here.
+    process = subprocess.Popen([sys.executable, "-m", module, *words], start_new_session=True)
     reached = False
     try:
         process.wait(limit)
-    except subprocess.TimeoutExpired:
-        reached = True
+    except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
+        reached = isinstance(error, subprocess.TimeoutExpired)
         process.send_signal(signal.SIGTERM)
-    except KeyboardInterrupt:  # it was told, too, and ends by itself
-        pass
     return process.wait(), reached
 
 

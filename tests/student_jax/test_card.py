@@ -71,7 +71,7 @@ def test_a_student_that_began_with_weights_which_nobody_taught_is_free(solver):
 
 def test_a_reader_of_features_whose_teacher_is_not_told_is_not_called_free(solver):
     model = replace(solver.config.model, kind="feature", table=0)
-    data = replace(solver.config.data, store="unknown")
+    data = replace(solver.config.data, store="unknown", rearc=None)
     reads = replace(solver, config=replace(solver.config, model=model, data=data))
     card = model_card(reads)
     assert "Find out which" in card

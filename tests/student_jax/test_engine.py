@@ -151,10 +151,8 @@ def test_bfloat16_answers_nearly_alike(solver, engine, questions):
 
 def test_it_refuses_a_student_that_needs_its_teacher(solver):
     model = replace(solver.config.model, kind="feature", table=0)
-    reads = replace(
-        solver,
-        config=replace(solver.config, model=model, data=replace(solver.config.data, store="x")),
-    )
+    data = replace(solver.config.data, store="x", rearc=None)
+    reads = replace(solver, config=replace(solver.config, model=model, data=data))
     with pytest.raises(InputError, match="expected a grid student"):
         Engine(reads)
 

@@ -89,6 +89,14 @@ def test_what_was_never_trained_or_taught_before_is_no_student_without_a_teacher
     assert "missing: the same student without a teacher" in text
 
 
+def test_a_student_and_its_untrained_control_are_no_two_runs_of_one(tasks, tmp_path, capsys):
+    files = [
+        write(tmp_path / "a.json", tasks, IDS[:1], untrained=True),
+        write(tmp_path / "b.json", tasks, IDS),
+    ]
+    assert "in the mean of" not in evaluate(*files, tmp_path=tmp_path, capsys=capsys)[1]
+
+
 def test_an_untrained_reader_is_a_control_and_not_the_teachers_score(tasks, tmp_path, capsys):
     reads = {"student": "feature", "needs_teacher": True, "teacher": TEACHER}
     files = [

@@ -265,7 +265,7 @@ def test_no_class_that_only_demonstrations_show_outweighs_the_rest():
         teacher_mask=np.zeros((1, 1), bool),
     )
     weights = LossConfig(task_loss="class_weighted", left_out=1.0)
-    found = divisors_of(batch, weights).class_weights
+    found = np.asarray(divisors_of(batch, weights).class_weights)
     np.testing.assert_allclose(found[[0, 5]], [192 / (2 * 128), 192 / (2 * 64)])
     lone = replace(batch, demonstration_mask=np.array([[True, False]]))  # is not answered
     assert divisors_of(lone, weights).class_weights[0] == 1
