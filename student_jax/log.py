@@ -110,13 +110,13 @@ class TrainLog:
             flops: model FLOPs of the step.
             waited: seconds that it waited for its batch.
         """
+        self._window.wait(waited)  # while the step before was on its way
         self.settle()
         if flops not in self._shapes:  # it was compiled just now
             self._shapes.add(flops)
             self.restart_clock()
-            waited = 0.0  # before the clock's new start
         self._pending = (step, metrics)
-        self._window.add(examples, flops, waited)
+        self._window.add(examples, flops)
 
     def settle(self) -> None:
         """Waits for the step that was started and reads it.
@@ -255,10 +255,12 @@ class _Window:
         self._started = time.perf_counter()
         self._examples = self._flops = self._waited = 0.0
 
-    def add(self, examples: int, flops: float, waited: float) -> None:
+    def wait(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def add(self, examples: int, flops: float) -> None:
         self._examples += examples
         self._flops += flops
-        self._waited += waited
 
     def speed(self, peak_flops: float) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._started, 1e-9)

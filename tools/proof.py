@@ -148,8 +148,9 @@ class Diary:
         """Writes down what was found; what is a dict is added to the one that is there."""
         for name, value in found.items():
             before = self.found.get(name)
-            both = isinstance(before, dict) and isinstance(value, dict)
-            self.found[name] = {**before, **value} if both else value
+            if isinstance(before, dict) and isinstance(value, dict):
+                value = before | value
+            self.found[name] = value
         write_text(self.path, json.dumps(self.found, indent=1) + "\n")
 
     def freeze(self, digest: str) -> None:
