@@ -77,6 +77,8 @@ class Exact:
     def answer_with(self, params: Any, scaling: Scaling) -> Answer:
         """Returns what answers a proof's inputs with these weights."""
         side = self.solver.config.model.answer_side
+        # All in one place: weights from a checkpoint and from a file would else compile twice.
+        params, scaling = jax.device_put((params, scaling), jax.devices()[0])
 
         def answer(inputs: dict[str, Array]) -> tuple[Array, Array | None]:
             batch = batch_of(inputs, side)
