@@ -25,7 +25,6 @@ from student_jax.batch import room_for
 from student_jax.config import AdaptConfig
 from student_jax.course import Course, Seen
 from student_jax.group import Group
-from student_jax.keep import make_room_for_programs
 from student_jax.learner import learner_of
 from student_jax.lesson import Lesson, make_lesson
 from student_jax.pace import Clock
@@ -106,7 +105,6 @@ class Adapter:
         self, lessons: Sequence[Lesson], device: Device, *, stop: Stop, watch: Watch | None
     ) -> Iterator[tuple[str, Adapted]]:
         """Learns tasks of one shape at once, each alone, on one device."""
-        make_room_for_programs()
         config = self.config
         clock = Clock(config.steps, config.seconds * len(lessons))
         params = jax.device_put(self.solver.params, device)

@@ -42,7 +42,7 @@ def has_fused_attention(heads: int, head_width: int) -> bool:
     try:
         jax.jit(jax.grad(total)).lower(x, mask).compile()
     except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
-        sys.stderr.write(f"note: no fused attention: {str(error).splitlines()[0][:160]}\n")
+        sys.stderr.write(f"note: no fused attention: {' '.join(str(error).split())[:160]}\n")
         return False
     return True
 

@@ -74,8 +74,7 @@ what is here, each file's digest, and how far each format's answers are from the
 
 def _is_free(solver: Solver) -> bool:
     """Whether nobody else's terms bear on the weights, as far as is known."""
-    teachers = [*([solver.teacher] if solver.teacher else []), *solver.taught_before]
-    taught = any(RANDOM not in teacher["weights"] for teacher in teachers)
+    taught = any(RANDOM not in teacher["weights"] for teacher in solver.teachers)
     reads = solver.config.model.reads_features and solver.teacher is None
     began = solver.init is not None and "teachers" not in solver.init  # by an older version
     return not (taught or reads or began)

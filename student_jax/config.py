@@ -284,9 +284,8 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        counts = [self.steps, self.copies, self.rounds]
-        counts += [self.tasks_at_once] if self.tasks_at_once is not None else []
-        if min(counts) < 1 or self.seed < 0:
+        at_once = 1 if self.tasks_at_once is None else self.tasks_at_once
+        if min(self.steps, self.copies, self.rounds, at_once) < 1 or self.seed < 0:
             raise ValueError(
                 "expected steps, copies, rounds and tasks_at_once of at least 1, seed of at least 0"
             )

@@ -76,11 +76,11 @@ def read_latency(path: Path, files: dict[str, Predictions]) -> dict[str, Any]:
 
 def whose_goals(files: Mapping[str, Predictions], latency: dict[str, Any] | None) -> str:
     """Names the student that is held against the goals: that was timed, or that stands alone."""
-    controls = ("needs_teacher", "untrained")
-    alone = [n for n, p in files.items() if not any(p.about.get(key) for key in controls)]
+    about = {name: p.about for name, p in files.items()}
+    alone = [n for n, a in about.items() if not (a.get("needs_teacher") or a.get("untrained"))]
     alone = alone or list(files)
     timed = (latency or {}).get("parameters")
-    return next((name for name in alone if files[name].about.get("parameters") == timed), alone[0])
+    return next((name for name in alone if about[name].get("parameters") == timed), alone[0])
 
 
 def goals(

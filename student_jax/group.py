@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from student_jax.config import AdaptConfig
 from student_jax.course import Course
+from student_jax.keep import make_room_for_programs
 from student_jax.learner import Fit, Learner
 from student_jax.lesson import Lesson, Shown, queries, show_augmented, show_plainly, stack
 from student_jax.vote import Said
@@ -39,6 +40,7 @@ class Group:
             lessons: the tasks, of one shape.
             place: puts what has a leading axis of tasks on devices; by default where params are.
         """
+        make_room_for_programs()  # every shape has programs of its own
         rounds = config.rounds if config.tier == "weights" else 1
         self.courses = [Course(lesson, rounds) for lesson in lessons]
         self._learner, self._config, self._params, self._place = learner, config, params, place
@@ -80,6 +82,7 @@ class Group:
         Twice, since the first compiles: after the learning no time is left for that. Each number of
         test inputs has a program of its own.
         """
+        make_room_for_programs()
         counts = [len(course.lesson.task.test_inputs) for course in self.courses]
         seconds = 0.0
         for count in sorted(set(counts)):

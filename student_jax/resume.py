@@ -199,8 +199,7 @@ def warm_start(notes: Notes, state: TrainState, warm: Solver) -> tuple[Notes, Tr
         "run": str(warm.config.out),
         "step": warm.step,
         "trained_on": trained_on,
-        # Whoever taught those weights, or weights that they began with, the latest first.
-        "teachers": [*([warm.teacher] if warm.teacher else []), *warm.taught_before],
+        "teachers": warm.teachers,
     }
     everything = sorted({*notes["trained_on"], *trained_on})
     return {**notes, "init": init, "trained_on": everything}, state

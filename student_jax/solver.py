@@ -62,6 +62,11 @@ class Solver:
         """The teachers of the weights that it began with, as far as they are told."""
         return (self.init or {}).get("teachers", [])
 
+    @property
+    def teachers(self) -> list[dict[str, Any]]:
+        """Whoever taught these weights, or weights that they began with, the latest first."""
+        return [*([self.teacher] if self.teacher else []), *self.taught_before]
+
     def solve(
         self, questions: Sequence[Question], store: str | None = None, views: int = 1
     ) -> dict[str, Attempts]:

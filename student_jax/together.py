@@ -38,10 +38,7 @@ class Together:
         self._learner, self._config, self._mesh = learner, config, make_mesh()
         self._params = jax.device_put(params, replicated(self._mesh))
         self._shared = learner.begin_joint(self._params)
-        self._groups: list[Group] = []
-        for each in groups:
-            make_room_for_programs()  # every shape has programs of its own
-            self._groups.append(Group(learner, config, self._params, each, self._placed))
+        self._groups = [Group(learner, config, self._params, each, self._placed) for each in groups]
         self._order = np.arange(len(groups))
 
     @property
@@ -83,11 +80,7 @@ class Together:
 
     def rehearse(self) -> float:
         """Returns the seconds that answering all tasks takes, compiling it."""
-        seconds = 0.0
-        for group in self._groups:
-            make_room_for_programs()
-            seconds += group.rehearse(self._shared[0])
-        return seconds
+        return sum(group.rehearse(self._shared[0]) for group in self._groups)
 
     def close(self) -> None:
         """Ends the learning: what is learnt by then answers."""

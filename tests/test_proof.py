@@ -11,11 +11,10 @@ import pytest
 import yaml
 
 from bridge import config as configs
-from bridge import weights
 from bridge.errors import InputError
-from student_jax.export import describe, torch_tensors
 from student_jax.solver import load_solver
 from tests.conftest import train_dict
+from tests.student_jax.runs import release
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import proof
@@ -40,11 +39,8 @@ def called(monkeypatch):
 
 
 def freeze(config):
-    """Exports without the proofs, which take most of the time and have tests of their own."""
-    solver = load_solver(config.checkpoint, config.which)
-    tensors = torch_tensors(solver)
-    weights.save(config.out / weights.MODEL, tensors, {"format": "pt"})
-    (config.out / "config.json").write_text(json.dumps(describe(solver, "a digest")))
+    """Exports, as far as it is looked at here."""
+    release(load_solver(config.checkpoint, config.which), config.out)
     (config.out / "manifest.json").write_text("{}")
 
 

@@ -46,14 +46,13 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.manifest import read_manifest
 from bridge.scaling import no_scaling
-from student_jax.batch import ROOMS, smallest_batch
+from student_jax.batch import ROOMS
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.engine import Engine
 from student_jax.export import export, torch_tensors
 from student_jax.flops import matmul_ceiling
 from student_jax.memory import begin_with_mimalloc, keep_memory
-from student_jax.solver import Solver, load_solver, make_solver
-from student_jax.students import make_student
+from student_jax.solver import Solver, begin_again, load_solver, make_solver
 from teacher_torch.policy import UNUSED, Gr00tPolicy, load_policy
 
 TEACHER_WIDTH = 2048
@@ -221,10 +220,8 @@ def random_student(source: Path | ModelConfig) -> Solver:
     else:
         settings = configs.load(TrainConfig, source)
     width = 1 if settings.model.kind == "grid" and not settings.data.store else TEACHER_WIDTH
-    empty = smallest_batch(settings.model, width)
-    params = jax.jit(make_student(settings.model, width).init)(jax.random.key(0), empty)["params"]
     about = {"teacher": None, "trained_on": [], "feature_width": width}
-    return make_solver(settings, 0, about, params, no_scaling(width))
+    return begin_again(make_solver(settings, 0, about, None, no_scaling(width)))
 
 
 def write_student(config: BenchLatencyConfig, solver: Solver) -> None:

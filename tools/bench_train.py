@@ -29,7 +29,7 @@ import torch
 from conditions import conditions
 from rich.console import Console
 from rich.table import Table
-from torch_step import torch_side
+from torch_step import allow_tf32, torch_side
 
 from bridge import config as configs
 from bridge.errors import InputError
@@ -116,8 +116,7 @@ def main(config: BenchTrainConfig) -> None:
     use_every_core(config.batch_size // max(1, config.accumulate))
     exact = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION") in ("highest", "float32")
     tf32 = jax.default_backend() != "cpu" and not exact  # as JAX itself has it
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")  # high: TF32
-    torch.backends.cudnn.allow_tf32 = tf32
+    allow_tf32(tf32)
     result = {
         **conditions("jax", "flax", "optax", "torch"),
         "device": jax.devices()[0].device_kind,

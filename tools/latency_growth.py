@@ -12,14 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 from latency_sides import engine_sides, make_task, vote_sides
 from timing import fitted_exponent, race
 
-from student_jax.batch import smallest_batch
 from student_jax.engine import Engine
-from student_jax.solver import Solver
-from student_jax.students import make_student
+from student_jax.solver import Solver, begin_again
 
 ROWS = "views or questions in one call"
 COLD = """
@@ -88,9 +85,7 @@ def curves(solver: Solver, runs: int, seconds: float) -> dict[str, Any]:
 
     def looped(loops: int) -> float:
         model = replace(solver.config.model, loops=loops)
-        width = solver.feature_width
-        params = make_student(model, width).init(jax.random.key(0), smallest_batch(model, width))
-        other = replace(solver, params=params["params"], config=replace(solver.config, model=model))
+        other = begin_again(replace(solver, config=replace(solver.config, model=model)))
         return network(Engine(other), 12, 3)
 
     def views(most: int) -> Iterator[tuple[int, float]]:

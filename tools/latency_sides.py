@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from timing import Contender
 from torch.utils.flop_counter import FlopCounterMode
+from torch_step import allow_tf32
 
 from bridge.arc import Question, open_questions, parse_task
 from bridge.canvas import decode
@@ -161,12 +162,6 @@ def said_exactly(run: Callable[[], Any]) -> np.ndarray:
     """Returns what JAX says in true float32, which it does not take on a GPU by itself (TF32)."""
     with jax.default_matmul_precision("highest"):
         return np.asarray(run())
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Lets PyTorch multiply float32 in TF32 on a GPU, or not."""
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ of the weights, and those of all answers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from conditions import conditions
 from bridge import config as configs
 from bridge.errors import InputError
 from bridge.files import write_text
+from bridge.manifest import digest_of
 from student_jax.config import Tier, TrainConfig
 
 STOPPED = 130  # what a command that was stopped exits with
@@ -110,11 +110,6 @@ def answer(config: ProofConfig, diary: Diary, name: str, *tasks: str, source: st
         diary.run("student_jax.evaluate", *words)
         diary.keep(comparisons={own.stem: json.loads(out.read_text())["comparison"]})
     diary.keep(scores={name: json.loads(scores.read_text())["scores"]})
-
-
-def digest_of(path: Path) -> str:
-    """Returns the sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Diary:

@@ -199,3 +199,9 @@ def torch_loss(
         return form.task * task + form.feature * tokens.sum() / whole_mask.sum()
     examples = tokens.sum(1) / mask.sum(1).clamp(min=1)
     return form.task * task + form.feature * examples.sum() / whole_mask.any(1).sum().clamp(min=1)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Lets PyTorch multiply float32 in TF32 on a GPU, as JAX does by itself, or not."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")  # high: TF32
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -196,6 +196,7 @@ class FeatureStore:
         digest = storage.digest_arrays(arrays)
         wait()
         record = Record(names[0], view_digest, moments.num_tokens, digest, kept)
+        # Of a copy: other threads that write here add to it.
         sharing = [n for n, r in list(self.records.items()) if r.view_digest == view_digest]
         for name in dict.fromkeys([*names, *sharing]):
             self.link(name, record)

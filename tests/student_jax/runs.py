@@ -1,13 +1,16 @@
-"""What the tests of whole, stopped, killed and harmed runs share."""
+"""What the tests of whole, stopped, killed, harmed and released runs share."""
 
+import json
 import re
 import sys
 
 import pytest
 import yaml
 
+from bridge import weights
 from student_jax.checkpoints import Checkpoints
 from student_jax.development import Development
+from student_jax.export import describe, torch_tensors
 from student_jax.log import TrainLog
 
 # Orbax leaves what a failed save or restore did not wait for to the collector: it is let pass.
@@ -48,6 +51,12 @@ def contents(out):
     with Checkpoints(out) as checkpoints:
         about = checkpoints.about()
     return about["digests"], about["dev"], complete_steps(out)
+
+
+def release(solver, folder):
+    """Exports without the proofs, which take most of the time and have tests of their own."""
+    weights.save(folder / weights.MODEL, torch_tensors(solver), {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(describe(solver, "a digest")))
 
 
 def without_bar(errors):

@@ -30,6 +30,15 @@ def log(train_config):
         yield log
 
 
+@pytest.fixture
+def clock(log, monkeypatch):
+    """The log's clock, in seconds, which stands still until it is moved."""
+    clock = [0.0]
+    monkeypatch.setattr("student_jax.log.time.perf_counter", lambda: clock[0])
+    log._window.__init__()
+    return clock
+
+
 def see(log, step, loss=1.0, flops=1e6, waited=0.0):
     log.see(step, numbers(loss), examples=4, flops=flops, waited=waited)
 
@@ -43,10 +52,7 @@ def test_loss_spike_is_told_once_with_its_examples(log, capsys):
     assert "example_19" in told[0]
 
 
-def test_drop_of_throughput_is_told(log, monkeypatch, capsys):
-    clock = [0.0]
-    monkeypatch.setattr("student_jax.log.time.perf_counter", lambda: clock[0])
-    log._window.__init__()
+def test_drop_of_throughput_is_told(log, clock, capsys):
     for step in range(1, RECENT):
         clock[0] += 10.0 if step > 40 else 1.0
         see(log, step, waited=9.0 if step > 40 else 0.0)
@@ -63,26 +69,20 @@ def test_not_finite_stops_with_step_examples_and_last_good(log):
         log.settle()
 
 
-def test_waiting_before_a_new_shape_is_not_of_the_time_after_it(log, train_config, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("student_jax.log.time.perf_counter", lambda: clock[0])
-    log._window.__init__()
-    for step in range(1, 4):
+def speed_of(log, config, clock, waits):
+    """What the first line says of steps of half a second, each of which waited so long before."""
+    for step, waited in enumerate(waits, 1):
         clock[0] += 0.5
-        see(log, step, waited=8.0 if step == 1 else 0.1)
-    lines = (train_config().out / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["speed"]["waiting"] <= 1
+        see(log, step, waited=waited)
+    return json.loads((config.out / "metrics.jsonl").read_text().splitlines()[0])["speed"]
 
 
-def test_speed_adds_up(log, train_config, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("student_jax.log.time.perf_counter", lambda: clock[0])
-    log._window.__init__()
-    for step in range(1, 4):
-        clock[0] += 0.5
-        see(log, step, waited=0.1)
-    lines = (train_config().out / "metrics.jsonl").read_text().splitlines()
-    speed = json.loads(lines[0])["speed"]
+def test_waiting_before_a_new_shape_is_not_of_the_time_after_it(log, train_config, clock):
+    assert speed_of(log, train_config(), clock, [8.0, 0.1, 0.1])["waiting"] <= 1
+
+
+def test_speed_adds_up(log, train_config, clock):
+    speed = speed_of(log, train_config(), clock, [0.1] * 3)
     # The clock starts once the first batch's shape is compiled: two steps took 1 s.
     assert speed["examples_per_second"] == pytest.approx(8)
     assert speed["mfu"] == pytest.approx(2e6 / 1e9)

@@ -7,18 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from bridge import weights
 from bridge.arc import NUM_COLORS
 from bridge.errors import InputError
 from bridge.scaling import Scaling, apply, unscale
 from student_jax.alignment import Sums, cosines
 from student_jax.batch import smallest_batch
 from student_jax.color_block import States
-from student_jax.export import describe, torch_tensors
 from student_jax.grid_student import GridStudent
 from student_jax.sight import lay_out, make_see
 from student_jax.similarity import SimilarityConfig, main
 from student_jax.solver import load_solver
+from tests.student_jax.runs import release
 
 
 def kernel_cka(x, y):
@@ -113,8 +112,6 @@ def test_command_tells_every_frame_beside_its_controls(train_config, store_path,
     text = capsys.readouterr().out
     assert "untrained" in text
     assert "core 1" in text
-    solver, release = load_solver(config.out), tmp_path / "release"
-    weights.save(release / weights.MODEL, torch_tensors(solver), {"format": "pt"})
-    (release / "config.json").write_text(json.dumps(describe(solver, "")))
+    release(load_solver(config.out), tmp_path / "released")
     with pytest.raises(InputError, match="exports of grid students leave out how"):
-        main(SimilarityConfig(checkpoint=release, store=str(store_path)))
+        main(SimilarityConfig(checkpoint=tmp_path / "released", store=str(store_path)))
