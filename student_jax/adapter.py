@@ -21,18 +21,21 @@ from bridge.arc import Task
 from bridge.canvas import Attempts
 from bridge.errors import InputError
 from bridge.stop import Stop
-from student_jax.batch import room_for
 from student_jax.config import AdaptConfig
 from student_jax.course import Course, Seen
 from student_jax.group import Group
 from student_jax.learner import learner_of
-from student_jax.lesson import Lesson, make_lesson
+from student_jax.lesson import Form, Lesson, make_lesson, share_forms
 from student_jax.pace import Clock
 from student_jax.solver import Solver
 from student_jax.spread import Device, spread
 from student_jax.together import Together
 
 Watch = Callable[[str, Seen], None]  # is told a task's id and how far it has come
+# On a GPU, where a form compiles for a minute and a group leaves it idle while the host works.
+FORMS = 8
+GROUPS = 4  # that learn at once on one device
+AT_ONCE = 16  # tasks of a group
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,12 @@ class Adapter:
         if solver.config.model.reads_features:
             raise InputError("adapt: expected a grid student, got one that reads features")
         self.solver, self.config = solver, config
-        self.learner = learner_of(solver.config.model, solver.feature_width, config)
-        alone_on_cpu = jax.default_backend() == "cpu" and config.tier != "joint"
-        self._at_once = config.tasks_at_once or (1 if alone_on_cpu else 16)
+        self._on_cpu, self._jointly = jax.default_backend() == "cpu", config.tier == "joint"
+        model = solver.config.model
+        model = model if self._on_cpu else model.to_learn_many()
+        self.learner = learner_of(model, solver.feature_width, config)
+        alone = self._on_cpu and not self._jointly
+        self._at_once = config.tasks_at_once or (1 if alone else AT_ONCE)
 
     def adapt(
         self,
@@ -80,35 +86,59 @@ class Adapter:
             watch: is told of every step, in the thread that makes it.
             stop: may be requested from any thread, or by a signal.
         """
-        shapes: dict[tuple[int, int, int], list[Lesson]] = defaultdict(list)
-        for lesson in (make_lesson(task, views) for task in tasks):
-            shapes[lesson.side, lesson.pairs, room_for(lesson.colors)].append(lesson)
-        groups = {shape: self._groups(lessons) for shape, lessons in sorted(shapes.items())}
+        lessons = [make_lesson(task, views) for task in tasks]
+        forms: dict[Form, list[Lesson]] = defaultdict(list)
+        for lesson in lessons if self._on_cpu else share_forms(lessons, FORMS):
+            forms[lesson.form].append(lesson)
+        groups = {form: self._groups(each) for form, each in sorted(forms.items())}
         stop = stop or Stop()
-        if self.config.tier == "joint":
-            together = [group for each in groups.values() for group in each]
+        if self._jointly:
+            together = [some for each in groups.values() for some, _ in each]
             yield from self._learn_together(together, stop, watch)
-        else:
-            yield from spread(groups, partial(self._learn, stop=stop, watch=watch), stop)
+            return
+        count = sum(map(len, groups.values()))
+        beside = 1 if self._on_cpu else max(1, min(GROUPS, count // jax.local_device_count()))
+        learn = partial(self._learn, beside=beside, stop=stop, watch=watch)
+        yield from spread(groups, learn, stop, beside)
 
-    def _groups(self, lessons: Sequence[Lesson]) -> list[Sequence[Lesson]]:
-        """Cuts tasks of one shape into those that learn together."""
+    def _groups(self, lessons: Sequence[Lesson]) -> list[tuple[Sequence[Lesson], int]]:
+        """Cuts tasks of one form into those that learn together, each with its program's size.
+
+        Each size compiles. On a GPU, where that takes a minute, there is one, and the last group is
+        filled up; elsewhere sizes are powers of two, and none is, as what fills up costs as much.
+        """
+        if not (self._on_cpu or self._jointly):
+            size = -(-len(lessons) // -(-len(lessons) // self._at_once))
+            return [(lessons[i : i + size], size) for i in range(0, len(lessons), size)]
         groups, start = [], 0
         while left := len(lessons) - start:
-            # Powers of two: few programs, and none is filled up with idle copies.
             size = 1 << (min(left, self._at_once).bit_length() - 1)
-            groups.append(lessons[start : start + size])
+            groups.append((lessons[start : start + size], size))
             start += size
         return groups
 
     def _learn(
-        self, lessons: Sequence[Lesson], device: Device, *, stop: Stop, watch: Watch | None
+        self,
+        piece: tuple[Sequence[Lesson], int],
+        device: Device,
+        *,
+        beside: int,
+        stop: Stop,
+        watch: Watch | None,
     ) -> Iterator[tuple[str, Adapted]]:
-        """Learns tasks of one shape at once, each alone, on one device."""
-        config = self.config
-        clock = Clock(config.steps, config.seconds * len(lessons))
+        """Learns tasks of one form at once, each alone, on one device.
+
+        Args:
+            piece: the tasks, and how many the program takes.
+            device: to learn on.
+            beside: groups that the device has at once, and its time is theirs alike.
+            stop: see `adapt`.
+            watch: see `adapt`.
+        """
+        (lessons, size), config = piece, self.config
+        clock = Clock(config.steps, config.seconds * len(lessons) * beside)
         params = jax.device_put(self.solver.params, device)
-        group = Group(self.learner, config, params, lessons)
+        group = Group(self.learner, config, params, lessons, size=size)
         if not stop.requested:
             clock.keep(group.rehearse())
         name = lessons[0].task.task_id if len(lessons) == 1 else f"{len(lessons)} tasks"
@@ -133,7 +163,7 @@ class Adapter:
                 bar.update()
         # A later round that was cut short does not vote.
         group.close(np.array([not course.closed for course in group.courses]))
-        yield from told(group.courses, clock)
+        yield from told(group.courses, clock, beside)
 
     def _learn_together(
         self, groups: Sequence[Sequence[Lesson]], stop: Stop, watch: Watch | None
@@ -162,10 +192,16 @@ class Adapter:
         yield from told(together.courses, clock)
 
 
-def told(courses: Sequence[Course], clock: Clock) -> Iterator[tuple[str, Adapted]]:
-    """Tells what became of tasks, each of which took an equal share of the time, its vote's too."""
+def told(courses: Sequence[Course], clock: Clock, beside: int = 1) -> Iterator[tuple[str, Adapted]]:
+    """Tells what became of tasks, each of which took an equal share of the time, its vote's too.
+
+    Args:
+        courses: of the tasks.
+        clock: theirs.
+        beside: so many shared the time with them.
+    """
     attempts = [each.attempts() for each in courses]
-    seconds = clock.seconds() / len(courses)
+    seconds = clock.seconds() / len(courses) / beside
     for course, voted in zip(courses, attempts, strict=True):
         adapted = Adapted(voted, course.fit, course.steps, seconds, course.closed)
         yield course.lesson.task.task_id, adapted

@@ -196,9 +196,17 @@ def places_for(count: int, most: int = PLACES[-1]) -> int:
     return min(next((places for places in PLACES if places >= count), most), most)
 
 
-def palette_of(colors: Sequence[int], augmentation: Augmentation) -> npt.NDArray[np.uint8]:
-    """Returns the colors as they are shown, u8[C]; `NO_COLOR` in the slots that are left over."""
-    palette = np.full(room_for(colors), NO_COLOR, np.uint8)
+def palette_of(
+    colors: Sequence[int], augmentation: Augmentation, room: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """Returns the colors as they are shown, u8[C]; `NO_COLOR` in the slots that are left over.
+
+    Args:
+        colors: of the task.
+        augmentation: how they are shown.
+        room: `C`, if not the smallest that will do.
+    """
+    palette = np.full(room or room_for(colors), NO_COLOR, np.uint8)
     palette[: len(colors)] = np.array(augmentation.transform.colors, np.uint8)[list(colors)]
     return palette
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,9 @@ class ModelConfig:
     between devices and the optimizer stay in float32"""
     remat: bool = False
     """compute each block's activations again in the backward pass: less memory, more time"""
+    scan_layers: bool = False
+    """one block in a compiled program, in a loop, and not depth times loops of them: it compiles so
+    much sooner, which on a GPU is minutes a shape. Answers are compiled without"""
 
     @property
     def key_width(self) -> int:
@@ -74,6 +77,17 @@ class ModelConfig:
     def cell_width(self) -> int:
         """grid: of what a cell is to the teacher's projectors, all colors together."""
         return self.mlp_width + self.invariant_width
+
+    def to_answer(self, compute: str) -> ModelConfig:
+        """The same network where no gradient is taken and every microsecond counts."""
+        return replace(self, compute=compute, remat=False, scan_layers=False)  # pyright: ignore[reportArgumentType]
+
+    def to_learn_many(self) -> ModelConfig:
+        """The same network where many tasks learn at once on a GPU: little memory, soon compiled.
+
+        As it was trained, but for dropout: tasks are learnt without.
+        """
+        return replace(self, remat=True, dropout=0.0, scan_layers=True)
 
     @property
     def reads_features(self) -> bool:
@@ -107,6 +121,8 @@ class ModelConfig:
             raise ValueError(f"canvas: expected one of {SIDES}, got {self.canvas}")
         if self.kind == "original" and (self.loops, self.projector) != (1, "linear"):
             raise ValueError("loops, projector: expected 1 and linear with kind original")
+        if self.scan_layers and (self.kind == "original" or self.dropout):
+            raise ValueError("scan_layers: expected false with kind original, or with dropout")
         if min(self.depth, self.loops, self.encoder_depth, self.tokens_per_pair) < 1:
             raise ValueError("depth, loops, encoder_depth, tokens_per_pair: expected at least 1")
         if self.table < 0 or (self.table and self.kind != "grid"):

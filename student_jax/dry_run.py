@@ -18,8 +18,8 @@ from student_jax.config import TrainConfig
 from student_jax.data import Bucket, Examples, Plan
 from student_jax.log import describe
 from student_jax.processes import is_first
-from student_jax.state import TrainState, empty_scaling, init_state, make_optimizer
-from student_jax.step import make_placer, make_train_step, replicated
+from student_jax.state import TrainState, empty_scaling, first_state, make_optimizer
+from student_jax.step import compile_each, make_placer, make_train_step, replicated
 from student_jax.students import make_student
 
 TIMED = 3  # steps a bucket, after one that warms up
@@ -40,8 +40,7 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
     model = make_student(config.model, examples.feature_width)
     tx = make_optimizer(config.optim, config.loss.form)
     scaling = empty_scaling(config.loss.scaling, examples.feature_width)
-    init = lambda: init_state(config, model, tx, scaling)  # noqa: E731
-    state = jax.jit(init, out_shardings=replicated(mesh))()
+    state = first_state(config, model, tx, scaling, replicated(mesh))
     console.print(describe(config, examples, state))
     console.print(parameter_table(state))
     kept = {"parameters": state.params, "optimizer": state.opt_state, "average": state.ema}
@@ -52,11 +51,14 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
 
     step_fn, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
     rows, epoch_seconds = [], 0.0
-    for bucket, (first, count) in sorted(buckets_of(examples, plan).items()):
-        batch = examples.train_batch(plan, first)
+    buckets = sorted(buckets_of(examples, plan).items())
+    batches = [examples.train_batch(plan, first) for _, (first, _) in buckets]
+    placed_ones = [place(batch) for batch in batches]
+    programs = compile_each(step_fn, state, placed_ones)
+    for (bucket, (_, count)), batch, placed, compiled in zip(
+        buckets, batches, placed_ones, programs, strict=True
+    ):
         shapes = describe_shapes(batch)
-        placed = place(batch)
-        compiled = step_fn.lower(state, placed).compile()  # pyright: ignore[reportFunctionMemberAccess]
         memory = peak_bytes(compiled)
         state, seconds = time_steps(compiled, state, placed)
         epoch_seconds += count * seconds

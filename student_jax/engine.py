@@ -7,7 +7,6 @@ teacher tokens, `F` teacher feature width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ class Engine(Answerer):
             raise InputError("engine: expected a grid student; see FeatureEngine")
         super().__init__(solver.config.data.max_demonstrations)
         self.compute = compute or default_compute(solver.config.model.compute)
-        config = replace(solver.config.model, compute=self.compute, remat=False)  # type: ignore[arg-type]
+        config = solver.config.model.to_answer(self.compute)
         self._model = GridStudent(config, solver.feature_width)
         self._like = jax.eval_shape(lambda: solver.params)
         self.reading = place_weights(solver.params, self.compute, besides=OF_ANSWERING)
@@ -145,11 +144,8 @@ class FeatureEngine:
 
     def __init__(self, solver: Solver, compute: str | None = None) -> None:
         """Places the weights; arguments as for `Engine`."""
-        self.config = replace(
-            solver.config.model,
-            compute=compute or default_compute(solver.config.model.compute),  # type: ignore[arg-type]
-            remat=False,
-        )
+        model = solver.config.model
+        self.config = model.to_answer(compute or default_compute(model.compute))
         self._predict = make_predict(self.config, solver.feature_width)
         self._like = jax.eval_shape(lambda: solver.params)
         self._width, self._scaling = solver.feature_width, solver.scaling

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,9 @@ def main(config: ExportConfig) -> None:
     check_needs(config.format)
     if (config.out / "checkpoints").exists():
         raise InputError(f"out: {config.out} is a training run's folder; give another --out")
+    if "JAX_PLATFORMS" not in os.environ:
+        # Proofs are in true float32 and compile for every shape: a GPU would only be later done.
+        jax.config.update("jax_platforms", "cpu")
     solver = load_solver(config.checkpoint, config.which)
     export(solver, config.out, config.format)
     print(f"wrote {config.out}: {solver.num_parameters:,} parameters at step {solver.step}")

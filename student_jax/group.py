@@ -30,6 +30,7 @@ class Group:
         params: Any,
         lessons: Sequence[Lesson],
         place: Callable[[Any], Any] = lambda x: x,
+        size: int | None = None,
     ) -> None:
         """Begins, from a student's weights on the device that is to be used.
 
@@ -37,14 +38,17 @@ class Group:
             learner: the programs.
             config: how tasks are learnt.
             params: the student's weights.
-            lessons: the tasks, of one shape.
+            lessons: the tasks, of one form.
             place: puts what has a leading axis of tasks on devices; by default where params are.
+            size: of the program, in tasks, if larger: what fills it up learns nothing.
         """
         make_room_for_programs()  # every shape has programs of its own
         rounds = config.rounds if config.tier == "weights" else 1
         self.courses = [Course(lesson, rounds) for lesson in lessons]
         self._learner, self._config, self._params, self._place = learner, config, params, place
-        self._plain = place(stack([show_plainly(lesson) for lesson in lessons]))
+        self._idle = (size or len(lessons)) - len(lessons)
+        self._drawn: tuple[int, Shown] | None = None  # of the step that comes next
+        self._plain = self._stack([show_plainly(lesson) for lesson in lessons])
         *own, self.tasks = learner.begin(params, self._plain)
         # What the tasks learn, and the optimizer's state: placed as an update will leave it, or the
         # second one would compile again.
@@ -54,16 +58,18 @@ class Group:
         """Draws a step's copies of every task."""
         config, lessons = self._config, [course.lesson for course in self.courses]
         shown = [show_augmented(each, config.copies, config.seed, step) for each in lessons]
-        return self._place(stack(shown))
+        return self._stack(shown)
 
     def step(self, step: int, progress: float) -> None:
         """Makes one update of every task that has anything left to learn."""
         lr = self._config.lr
         rates = np.array([lr * each.rate(step, progress) for each in self.courses], np.float32)
+        shown = self._drawn[1] if self._drawn and self._drawn[0] == step else self.show(step)
         *own, fit = self._learner.update(
-            *self.own, self._params, self.tasks, self.show(step), rates
+            *self.own, self._params, self.tasks, shown, self._filled(rates)
         )
         self.own = tuple(own)
+        self._drawn = step + 1, self.show(step + 1)  # while the device is busy with this one
         take_note(self.courses, fit)
 
     def close(self, which: npt.NDArray[np.bool_], weights: Any = None) -> None:
@@ -108,9 +114,16 @@ class Group:
                 course.end()
         again = which & np.array([not course.is_over for course in self.courses])
         if again.any():
-            rounds = np.array([each.closed for each in self.courses])
+            rounds = self._filled(np.array([each.closed for each in self.courses]))
             anew = self._learner.begin_anew(self._config.seed, rounds, self._plain)[:2]
-            self.own = self._learner.select(again, anew, self.own)
+            self.own = self._learner.select(self._filled(again), anew, self.own)
+
+    def _stack(self, shown: Sequence[Shown]) -> Shown:
+        return self._place(stack([*shown, *[shown[-1]] * self._idle]))
+
+    def _filled(self, each: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Fills what there is for each task up with zeros."""
+        return np.pad(each, (0, self._idle))
 
     def _answer(self, i: int, weights: Any) -> list[list[Said]]:
         """Answers one task's test inputs in its views."""
@@ -125,5 +138,5 @@ class Group:
 def take_note(courses: Sequence[Course], fit: Fit) -> None:
     """Tells each task's course how a step's copies were answered."""
     told = (each.tolist() for each in (fit.loss, fit.cells, fit.exact))
-    for course, loss, cells, exact in zip(courses, *told, strict=True):
+    for course, loss, cells, exact in zip(courses, *told, strict=False):  # what fills up is last
         course.see(loss, cells, exact=exact)

@@ -67,8 +67,9 @@ class Learner:
         )
         self._tx = optax.flatten(clipped)  # one long vector: a CPU pays for each array
         self._smallest = smallest_batch(model, feature_width)
-        self.begin = jax.jit(jax.vmap(self._begin, in_axes=(None, 0)))
-        self.begin_anew = jax.jit(jax.vmap(self._begin_anew, in_axes=(None, 0, 0)))
+        self._begin_each = jax.jit(jax.vmap(self._begin))
+        self._copies = jax.jit(_copies, static_argnums=1)
+        self._draw = jax.jit(jax.vmap(self._fresh, in_axes=(None, 0)))
         self.update = jax.jit(
             jax.vmap(self._update, in_axes=(0, 0, None, 0, 0, 0)), donate_argnums=(0, 1)
         )
@@ -77,8 +78,16 @@ class Learner:
         self.select = jax.jit(jax.vmap(_select), donate_argnums=2)
         self.say = jax.jit(self._say)
 
+    def begin(self, params: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
+        """Returns what each of W tasks learns, as it starts; its optimizer's state; and its tokens.
+
+        Args:
+            params: the student's.
+            plain: the tasks, see `show_plainly`.
+        """
+        return self._begin_each(self._copies(params, len(plain.view)), plain)
+
     def _begin(self, params: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
-        """Returns what one task learns, as it starts; its optimizer's state; and its tokens."""
         task = self._read(params, plain)
         weights = {name: params[name] for name in self._own if name in params}
         learnt: Any = Learnt(task.tokens, weights)
@@ -100,11 +109,16 @@ class Learner:
         _, pairs, _, side, _ = plain.demonstrations.shape
         return _in_turns(read, plain, pairs * side**2 * plain.palette.shape[-1])
 
-    def _begin_anew(self, seed: Any, closed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
-        """The same from new random weights, other ones after each round that is closed."""
+    def begin_anew(self, seed: int, closed: Any, plain: Shown) -> tuple[Learnt, Any, TaskTokens]:
+        """The same from new random weights, other ones after each round that is closed, i32[W].
+
+        In programs of their own: drawing takes as long to compile, and is the same for all forms.
+        """
+        return self._begin_each(self._draw(seed, closed), plain)
+
+    def _fresh(self, seed: Any, closed: Any) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), closed)
-        fresh = self._model.init(key, self._smallest)
-        return self._begin(fresh["params"], plain)
+        return self._model.init(key, self._smallest)["params"]
 
     def _update(
         self,
@@ -231,6 +245,11 @@ def _in_turns(call: Callable[[Any], Any], asked: Any, states: int) -> Any:
         return jax.tree.map(lambda y: y[0], call(jax.tree.map(lambda y: y[None], x)))
 
     return jax.lax.map(jax.checkpoint(one), asked, batch_size=at_once)
+
+
+def _copies(params: Any, count: int) -> Any:
+    """Returns the weights so many times: the program that begins tasks takes some for each."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), params)
 
 
 def _select(chosen: Any, new: Any, old: Any) -> Any:

@@ -7,8 +7,11 @@ In the shape descriptions: `W` tasks at once, `A` drawn copies of a task, `P` de
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,8 +29,22 @@ from student_jax.batch import (
     demonstration_canvases,
     palette_of,
     places_for,
+    room_for,
 )
 from student_jax.vote import views_of
+
+
+class Form(NamedTuple):
+    """What tasks share that are learnt by one program."""
+
+    side: int  # N, of the canvases of all its questions
+    pairs: int  # P
+    room: int  # C
+
+    @property
+    def states(self) -> int:
+        """How many a task's demonstrations have: what a step costs follows them."""
+        return self.side**2 * self.pairs * self.room
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,7 @@ class Lesson:
     """A task to be learnt."""
 
     task: Task  # blind
-    side: int  # N, one for all its questions
-    pairs: int  # P
+    form: Form
     colors: tuple[int, ...]  # that the task shows
     views: tuple[Transform, ...]  # none recolors
 
@@ -66,13 +82,38 @@ def make_lesson(task: Task, views: int = 1) -> Lesson:
     count = len(task.demonstrations)
     if not count:
         raise InputError(f"task {task.task_id}: expected demonstrations to adapt to, got none")
-    return Lesson(
-        task=task,
+    colors = colors_of(task.demonstrations, *task.test_inputs)
+    form = Form(
         side=max(side_for(question) for question in open_questions(task)),
         pairs=places_for(count, max(count, PLACES[-1])),  # all of them, however many
-        colors=colors_of(task.demonstrations, *task.test_inputs),
-        views=tuple(views_of(views)),
+        room=room_for(colors),
     )
+    return Lesson(task, form, colors, tuple(views_of(views)))
+
+
+def share_forms(lessons: Sequence[Lesson], most: int) -> list[Lesson]:
+    """Gives lessons larger forms, until there are few: again and again the two that cost least.
+
+    A form's programs take longer to compile on a GPU than many tasks take to be learnt.
+
+    Args:
+        lessons: of any forms.
+        most: how many forms may be left.
+    """
+    counts = Counter(lesson.form for lesson in lessons)
+    larger = {form: form for form in counts}
+
+    def cost(pair: tuple[Form, Form]) -> int:
+        both = Form(*map(max, *pair))
+        return sum(counts[form] * (both.states - form.states) for form in pair)
+
+    while len(counts) > most:
+        pair = min(itertools.combinations(sorted(counts), 2), key=cost)
+        both = Form(*map(max, *pair))
+        together = sum(counts.pop(form) for form in pair)
+        counts[both] += together
+        larger = {form: both if now in pair else now for form, now in larger.items()}
+    return [replace(lesson, form=larger[lesson.form]) for lesson in lessons]
 
 
 def show_plainly(lesson: Lesson) -> Shown:
@@ -85,7 +126,7 @@ def show_augmented(lesson: Lesson, copies: int, seed: int, step: int) -> Shown:
     name = int.from_bytes(hashlib.sha256(lesson.task.task_id.encode()).digest()[:8])
     rng = np.random.default_rng((seed, name, step))
     longest = lesson.task.largest_side
-    places = [Placement.draw(rng, longest, lesson.side) for _ in range(copies)]
+    places = [Placement.draw(rng, longest, lesson.form.side) for _ in range(copies)]
     return _show(lesson, rng.integers(len(lesson.views), size=copies).tolist(), places)
 
 
@@ -93,7 +134,7 @@ def queries(lesson: Lesson) -> npt.NDArray[np.uint8]:
     """Draws a task's test inputs in every view, u8[views, inputs, N, N]."""
     return np.stack(
         [
-            [Augmentation(view).canvas(grid, lesson.side) for grid in lesson.task.test_inputs]
+            [Augmentation(view).canvas(grid, lesson.form.side) for grid in lesson.task.test_inputs]
             for view in lesson.views
         ]
     )
@@ -102,9 +143,10 @@ def queries(lesson: Lesson) -> npt.NDArray[np.uint8]:
 def _show(lesson: Lesson, views: Sequence[int], places: Sequence[Placement]) -> Shown:
     pairs = lesson.task.demonstrations
     how = [Augmentation(lesson.views[i], place) for i, place in zip(views, places, strict=True)]
-    drawn = [demonstration_canvases(pairs, lesson.side, lesson.pairs, each) for each in how]
+    side, most, room = lesson.form
+    drawn = [demonstration_canvases(pairs, side, most, each) for each in how]
     canvases, masks = zip(*drawn, strict=True)
-    palettes = [palette_of(lesson.colors, each) for each in how]
+    palettes = [palette_of(lesson.colors, each, room) for each in how]
     return Shown(np.array(views), np.stack(canvases), np.stack(masks), np.stack(palettes))
 
 

@@ -34,7 +34,7 @@ from student_jax.state import TrainState
 MAY_DIFFER = ("out", "log_steps", "data.store", "data.cache", "may_differ", "dry_run")
 # They shape what a checkpoint holds, so nothing else can be restored into.
 NEVER_DIFFER = ("model", "loss.scaling", "loss.form", "optim.ema_decay")
-BUT_FOR = ("model.dropout", "model.compute", "model.remat")
+BUT_FOR = ("model.dropout", "model.compute", "model.remat", "model.scan_layers")
 OWN = ("projector", "table")  # weights of one teacher or of one set of tasks
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import jax
@@ -27,7 +26,7 @@ See = Callable[[Any, Batch], tuple[jax.Array, dict[str, Layers]]]
 
 def make_see(solver: Solver) -> See:
     """Returns what gives a batch's projected features and its patches' own states."""
-    config = replace(solver.config.model, remat=False)
+    config = solver.config.model.to_answer(solver.config.model.compute)
     model = GridStudent(config, solver.feature_width)
 
     def see(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Layers]]:

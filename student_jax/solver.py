@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +27,10 @@ from bridge.weights import is_release
 from student_jax.batch import Augmentation, Batch, scale_teacher, smallest_batch
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import ModelConfig, TrainConfig
+from student_jax.cores import count_cores
 from student_jax.data import Bucket, Examples
 from student_jax.release import read_release
+from student_jax.state import on_cpu
 from student_jax.step import make_mesh, replicated
 from student_jax.students import make_student
 from student_jax.vote import Said, tally, views_of
@@ -149,10 +153,16 @@ def begin_again(solver: Solver) -> Solver:
     """
     model = make_student(solver.config.model, solver.feature_width)
     empty = smallest_batch(solver.config.model, solver.feature_width)
-    params = jax.jit(model.init)(jax.random.key(solver.config.seed), empty)["params"]
+    seed = solver.config.seed
+    params = on_cpu(lambda: model.init(jax.random.key(seed), empty)["params"])
     teacher = solver.teacher if solver.config.model.reads_features else None  # it still reads them
     return replace(
-        solver, step=0, teacher=teacher, init=None, trained_on=frozenset(), params=params
+        solver,
+        step=0,
+        teacher=teacher,
+        init=None,
+        trained_on=frozenset(),
+        params=jax.device_put(params),
     )
 
 
@@ -161,10 +171,19 @@ def answer_all(
 ) -> dict[str, Attempts]:
     """Returns example_id -> attempts, in the order of the examples; all views in few calls."""
     said: dict[int, list[Said]] = defaultdict(list)
-    for batch, asked in calls(examples, views):
-        log_probs = np.asarray(predict(params, scaling, batch))
-        for (i, view), values in zip(asked, log_probs, strict=False):
-            said[i].append((view, values))
+
+    def ask(call: tuple[Batch, list[tuple[int, Transform]]]) -> tuple[Any, Any]:
+        batch, asked = call
+        return asked, np.asarray(predict(params, scaling, batch))
+
+    with ExitStack() as stack:
+        in_turn: Any = map
+        # A GPU's compiler uses one core for a bucket; grids, unlike features, take little memory.
+        if jax.default_backend() != "cpu" and not examples.model.reads_features:
+            in_turn = stack.enter_context(ThreadPoolExecutor(count_cores())).map
+        for asked, log_probs in in_turn(ask, calls(examples, views)):
+            for (i, view), values in zip(asked, log_probs, strict=False):
+                said[i].append((view, values))
     return {
         example.question.example_id: tally(said[i]) for i, example in enumerate(examples.examples)
     }

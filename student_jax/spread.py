@@ -20,51 +20,55 @@ Device = Any  # jax.Device, which no type checker sees
 
 
 def spread(
-    work: Mapping[K, Sequence[T]], do: Callable[[T, Device], Iterable[R]], stop: Stop
+    work: Mapping[K, Sequence[T]],
+    do: Callable[[T, Device], Iterable[R]],
+    stop: Stop,
+    at_once: int = 1,
 ) -> Iterator[R]:
     """Does pieces of work on all local devices at once, and yields what they yield as it comes.
 
     Args:
-        work: pieces by kind. A device keeps to one kind as long as there is any of it, since each
+        work: pieces by kind. A thread keeps to one kind as long as there is any of it, since each
             device compiles its own program for a kind; then it takes the largest that no other has.
         do: does a piece on a device, which is the default in its thread.
-        stop: where it is requested, a device that has done any piece begins no other; where the
+        stop: where it is requested, a thread that has done any piece begins no other; where the
             work fails or is not wanted any more, it is requested, and what is in hand waited for.
+        at_once: threads for each device.
     """
     left = {kind: deque(pieces) for kind, pieces in work.items() if pieces}
-    busy: dict[Device, K] = {}
+    busy: dict[int, K] = {}  # by thread
     lock = threading.Lock()
     results = queue.SimpleQueue()  # (result,), or what went wrong, or None: a device is done
 
-    def take(device: Device) -> T | None:
+    def take(thread: int) -> T | None:
         with lock:
-            if not left or (stop.requested and device in busy):
+            if not left or (stop.requested and thread in busy):
                 return None
-            kind = busy.get(device)
+            kind = busy.get(thread)
             if kind not in left:
                 taken = set(busy.values())
                 kind = max(left, key=lambda each: (each not in taken, len(left[each])))
-            busy[device] = kind
+            busy[thread] = kind
             piece = left[kind].popleft()
             if not left[kind]:
                 del left[kind]
             return piece
 
-    def run(device: Device) -> None:
+    def run(thread: int, device: Device) -> None:
         try:
             with jax.default_device(device):
-                while (piece := take(device)) is not None:
+                while (piece := take(thread)) is not None:
                     for result in do(piece, device):
                         results.put((result,))
             results.put(None)
         except BaseException as error:
             results.put(error)
 
-    devices = jax.local_devices()
+    devices = jax.local_devices() * at_once
     with ThreadPoolExecutor(len(devices), thread_name_prefix="device") as pool:
         try:
-            for device in devices:
-                pool.submit(run, device)
+            for thread, device in enumerate(devices):
+                pool.submit(run, thread, device)
             running = len(devices)
             while running:
                 said = results.get()

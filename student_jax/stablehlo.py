@@ -150,7 +150,7 @@ def _features_answer(solver: Solver) -> Any:
 
 def _grids_answer(solver: Solver) -> Any:
     """Returns (weights, u8[P, 2, N, N], bool[P], u8[C], u8[N, N]) -> log-probabilities."""
-    config = replace(solver.config.model, compute="float32")
+    config = solver.config.model.to_answer("float32")
     model = GridStudent(config, solver.feature_width)
 
     def answer(own: Any, demonstrations: Any, mask: Any, palette: Any, query: Any) -> jax.Array:

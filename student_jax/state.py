@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,6 +110,30 @@ def init_state(
         ema=jax.tree.map(jnp.copy, params) if config.optim.ema_decay else None,
         scaling=scaling,
     )
+
+
+def first_state(
+    config: TrainConfig,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    scaling: Scaling,
+    sharding: jax.sharding.Sharding,
+) -> TrainState:
+    """Makes the first state and places it; arguments as for `init_state`."""
+    return jax.device_put(on_cpu(lambda: init_state(config, model, tx, scaling)), sharding)
+
+
+def on_cpu(draw: Callable[[], Any]) -> Any:
+    """Draws on the CPU: a GPU's compiler takes a minute for the draws of some hundred arrays.
+
+    Where JAX has no CPU beside the GPU, on the GPU.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        cpu = jax.local_devices()[0]
+    with jax.default_device(cpu):
+        return jax.device_get(jax.jit(draw)())
 
 
 def state_like(about: dict[str, Any]) -> TrainState:

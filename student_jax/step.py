@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
@@ -15,11 +16,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from student_jax.batch import Batch, scale_teacher
 from student_jax.config import OptimConfig, TrainConfig
+from student_jax.cores import count_cores
 from student_jax.losses import LossTerms, distillation_loss, divisors_of
 from student_jax.state import PROJECTOR, TrainState, make_feature_schedule, make_schedule
 
 AXIS = "data"
 Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def train_step(
@@ -105,7 +108,7 @@ def make_mesh(count: int | None = None) -> Mesh:
 
 def make_train_step(
     config: TrainConfig, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Step:
     """Maps `train_step` over the mesh: `shard_map` under jit, or `pmap` where a config asks for it.
 
     The batch is one that `make_placer` placed. Under `shard_map` the state is donated: do not use
@@ -129,6 +132,37 @@ def make_train_step(
         out_shardings=replicated(mesh),
         donate_argnums=0,
     )
+
+
+def compile_ahead(step_fn: Step, state: TrainState, batches: Sequence[Batch]) -> Step:
+    """Returns the same step, compiled for every shape of batch; one of another is an error.
+
+    Arguments as for `compile_each`.
+    """
+    compiled = compile_each(step_fn, state, batches)
+    programs = dict(zip(map(_shapes, batches), compiled, strict=True))
+    return lambda state, batch: programs[_shapes(batch)](state, batch)
+
+
+def compile_each(step_fn: Step, state: TrainState, batches: Sequence[Batch]) -> list[Any]:
+    """Compiles a step for several batches, at once on a GPU, whose compiler uses one core for each.
+
+    Args:
+        step_fn: jitted, from `make_train_step`.
+        state: to train.
+        batches: one of each shape, placed.
+    """
+
+    def compiled(batch: Batch) -> Any:
+        return step_fn.lower(state, batch).compile()  # pyright: ignore[reportFunctionMemberAccess]
+
+    threads = 1 if jax.default_backend() == "cpu" else count_cores()
+    with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
+        return list(pool.map(compiled, batches))
+
+
+def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def make_placer(config: TrainConfig, mesh: Mesh) -> Callable[[Batch], Batch]:

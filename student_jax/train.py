@@ -26,13 +26,14 @@ from student_jax.config import TrainConfig
 from student_jax.cores import use_every_core
 from student_jax.data import Examples, Plan
 from student_jax.development import Development, is_stale
-from student_jax.dry_run import dry_run
+from student_jax.dry_run import buckets_of, dry_run
 from student_jax.flops import example_flops, matmul_ceiling
+from student_jax.keep import keep_programs
 from student_jax.log import TrainLog, describe
 from student_jax.memory import begin_with_mimalloc
 from student_jax.solver import load_solver
-from student_jax.state import init_state, make_optimizer
-from student_jax.step import make_mesh, make_placer, make_train_step, replicated
+from student_jax.state import first_state, make_optimizer
+from student_jax.step import compile_ahead, make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
 
 
@@ -45,6 +46,8 @@ def main(config: TrainConfig) -> None:
     """
     if not processes.join():
         use_every_core(config.optim.batch_size // config.optim.accumulate)
+    if jax.default_backend() != "cpu":
+        keep_programs()  # a resumed run need not compile again
     train(config)
 
 
@@ -74,8 +77,7 @@ def train(config: TrainConfig) -> dict[str, float]:
             first_step, notes, state = own
         else:
             scaling = make_scaling(config.loss.scaling, store, examples)
-            init = lambda: init_state(config, model, tx, scaling)  # noqa: E731
-            state = jax.jit(init, out_shardings=replicated(mesh))()
+            state = first_state(config, model, tx, scaling, replicated(mesh))
             if config.init:
                 notes, state = resume.warm_start(notes, state, load_solver(config.init))
         if processes.is_first():
@@ -96,6 +98,12 @@ def train(config: TrainConfig) -> dict[str, float]:
         start = f"starting from the weights of {config.init}" if config.init else "starting"
         start = f"resuming at step {first_step}" if first_step else start
         log.say(f"{describe(config, examples, state)}\n{start}")
+        if jax.default_backend() != "cpu" and config.map == "shard_map":
+            firsts = [first for first, _ in buckets_of(examples, plan).values()]
+            drawn = [place(examples.train_batch(plan, first)) for first in firsts]
+            log.say(f"compiling the step for {len(drawn)} shapes")
+            step_fn = compile_ahead(step_fn, state, drawn)
+            log.restart_clock()
         batches = examples.train_batches(plan, first_step, place)
         step = first_step
         while True:  # it ends in the middle: the last save happens without repeating its code

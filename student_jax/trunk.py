@@ -131,8 +131,8 @@ class Block(PreNorm):
 class Trunk(nn.Module):
     """`depth` blocks, run `loops` times with the same weights, then a norm.
 
-    A learned embedding tells each round which one it is. Plain Python loops: `nn.scan` does not
-    convert to ONNX.
+    A learned embedding tells each round which one it is. By default plain Python loops: `nn.scan`
+    does not convert to ONNX, and would keep all blocks' weights in one array.
     """
 
     config: ModelConfig
@@ -144,15 +144,45 @@ class Trunk(nn.Module):
     def __call__(self, x: Any, where: Any, *, train: bool) -> Any:
         """Maps states [*B, D] to [*B, D]; arguments as for the blocks."""
         dtype = jnp.dtype(self.config.compute)
+        rounds = each_part(x, self._rounds)
+        run = self._scan if self.config.scan_layers else self._unroll
+        x = run(x, rounds, where, train)
+        return each_part(x, lambda prefix, y: LayerNorm(dtype, name=f"{prefix}norm")(y))
+
+    def _unroll(self, x: Any, rounds: Any, where: Any, train: bool) -> Any:
+        """Runs the blocks one after the other, each of them written out in the program."""
         kind = nn.remat(self.block, static_argnums=(3,)) if self.config.remat else self.block
         blocks = [kind(self.config, name=f"block_{i}") for i in range(self.depth)]
-        rounds = each_part(x, self._rounds)
         for loop in range(self.loops):
-            which = jax.tree.map(lambda each: each[loop], rounds)  # noqa: B023
-            x = jax.tree.map(lambda y, by: (y + by).astype(dtype), x, which)
+            x = self._begin_round(x, jax.tree.map(lambda each: each[loop], rounds))  # noqa: B023
             for block in blocks:
                 x = block(x, where, train)
-        return each_part(x, lambda prefix, y: LayerNorm(dtype, name=f"{prefix}norm")(y))
+        return x
+
+    def _scan(self, x: Any, rounds: Any, where: Any, train: bool) -> Any:
+        """The same with one block in the program, run for each block's weights in turn."""
+        if self.is_initializing():
+            return self._unroll(x, rounds, where, train)  # which makes the weights
+        own = self.variables["params"]
+        blocks = [own[f"block_{i}"] for i in range(self.depth)]
+        weights = jax.tree.map(lambda *each: jnp.stack(each), *blocks)
+        block = self.block(self.config, parent=None)
+
+        def run_block(x: Any, weights: Any) -> tuple[Any, None]:
+            return block.apply({"params": weights}, x, where, train), None
+
+        if self.config.remat:
+            run_block = jax.checkpoint(run_block, prevent_cse=False)
+
+        def run_round(x: Any, which: Any) -> tuple[Any, None]:
+            return jax.lax.scan(run_block, self._begin_round(x, which), weights)[0], None
+
+        x = jax.tree.map(lambda y: y.astype(jnp.dtype(self.config.compute)), x)
+        return jax.lax.scan(run_round, x, rounds)[0]
+
+    def _begin_round(self, x: Any, which: Any) -> Any:
+        dtype = jnp.dtype(self.config.compute)
+        return jax.tree.map(lambda y, by: (y + by).astype(dtype), x, which)
 
     def _rounds(self, prefix: str, x: jax.Array) -> jax.Array:
         """The embeddings of the rounds, with the state's number of axes: [loops, 1.., D]."""

@@ -81,6 +81,7 @@ def load_gr00t(
     seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    draw_on: str = "cpu",
 ) -> Gr00tTeacher:
     """Returns GR00T N1.5 as a teacher.
 
@@ -91,13 +92,14 @@ def load_gr00t(
         device: where it runs.
         dtype: of weights and computation; bf16 as the original ran it, f32 where bf16 has no
             hardware path.
+        draw_on: device that random weights are drawn on, see `random_backbone`.
 
     Raises:
         InputError: if the checkpoint cannot be used.
     """
     if checkpoint == "random":
         config = Gr00tConfig.of_size(size)
-        backbone = random_backbone(config, seed, dtype)
+        backbone = random_backbone(config, seed, dtype, draw_on)
         processor = Processor(config, tokenizer_for(None, config.image_token_id))
         weights = f"random weights, {size}, seed {seed}"
         return Gr00tTeacher(backbone, processor, weights, "none (random weights)", device)

@@ -93,16 +93,17 @@ def load_policy(
     seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    draw_on: str = "cpu",
 ) -> Gr00tPolicy:
     """Returns the whole model; arguments as for `load_gr00t`.
 
     Raises:
         InputError: if the checkpoint cannot be used.
     """
-    teacher = load_gr00t(checkpoint, size, seed, device, dtype)
+    teacher = load_gr00t(checkpoint, size, seed, device, dtype, draw_on)
     if checkpoint == "random":
         config = ActionHeadConfig() if size == "full" else TINY_HEAD
-        head = random_action_head(config, seed, dtype)
+        head = random_action_head(config, seed, dtype, draw_on)
     else:
         head = load_action_head(checkpoint_folder(checkpoint), dtype)
     return Gr00tPolicy(teacher, head.to(teacher.device))

@@ -29,29 +29,38 @@ LM_HEAD = "language_model.lm_head.weight"
 M = TypeVar("M", bound=nn.Module)
 
 
-def random_backbone(config: Gr00tConfig, seed: int, dtype: torch.dtype) -> Gr00tBackbone:
-    """Returns a frozen backbone whose weights are a pure function of `(config, seed)`."""
-    backbone = empty_backbone(config).to(dtype).to_empty(device="cpu")
-    restore_buffers(backbone, torch.device("cpu"))
+def random_backbone(
+    config: Gr00tConfig, seed: int, dtype: torch.dtype, device: str = "cpu"
+) -> Gr00tBackbone:
+    """Returns a frozen backbone whose weights are a pure function of `(config, seed)`.
+
+    Drawn on a GPU they are others, in seconds and not in a minute: to be timed, so no digest.
+    """
+    backbone = empty_backbone(config).to(dtype).to_empty(device=device)
+    restore_buffers(backbone, torch.device(device))
     draw_weights(backbone, seed)
-    backbone.weights_digest = weights_digest(backbone)
+    if device == "cpu":
+        backbone.weights_digest = weights_digest(backbone)
     return backbone
 
 
-def random_action_head(config: ActionHeadConfig, seed: int, dtype: torch.dtype) -> ActionHead:
+def random_action_head(
+    config: ActionHeadConfig, seed: int, dtype: torch.dtype, device: str = "cpu"
+) -> ActionHead:
     """Returns a frozen action head whose weights are a pure function of `(config, seed)`."""
     with torch.device("meta"):
         head = ActionHead(config).to(dtype)
-    return draw_weights(head.to_empty(device="cpu"), seed)
+    return draw_weights(head.to_empty(device=device), seed)
 
 
 def draw_weights(module: M, seed: int) -> M:
     """Fills a module from a seed and freezes it.
 
     Matrices are N(0, 1 / fan_in), so that the input's information survives any depth, embeddings
-    N(0, 1), norms and biases neutral. Drawn on the CPU in f32, one tensor at a time.
+    N(0, 1), norms and biases neutral. Drawn in f32 where the module is, one tensor at a time.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = next(module.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(module.named_parameters()):
             if weight.ndim == 1 or name.endswith(".b"):
@@ -61,7 +70,8 @@ def draw_weights(module: M, seed: int) -> M:
             fan_in = weight.shape[1] if name.endswith(".W") else weight[0].numel()
             is_table = "embed_tokens" in name or "position_embedding" in name
             scale = 1.0 if is_table else fan_in**-0.5
-            weight.copy_(torch.empty(weight.shape).normal_(0, scale, generator=generator))
+            drawn = torch.empty(weight.shape, device=device)
+            weight.copy_(drawn.normal_(0, scale, generator=generator))
     return module.eval().requires_grad_(False)
 
 

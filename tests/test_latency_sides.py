@@ -41,11 +41,19 @@ def test_who_answers_otherwise_is_left_out_and_said(monkeypatch, capsys):
 
 def test_what_others_are_compared_with_is_exact_on_a_gpu_too():
     precision = []
-    latency_sides.said_exactly(
-        lambda: precision.append(jax.config.jax_default_matmul_precision) or 0
-    )
+    latency_sides.exactly(lambda: precision.append(jax.config.jax_default_matmul_precision) or 0)
     assert precision == ["highest"]
     assert jax.config.jax_default_matmul_precision is None
+
+
+def test_what_pytorch_cannot_count_is_not_counted():
+    """On a GPU it refuses attention whose queries share keys, as GR00T's language model has it."""
+    assert latency_sides.counted(lambda: torch.ones(2, 3) @ torch.ones(3, 4)) == 2 * 2 * 3 * 4
+
+    def refused():
+        raise AssertionError("shapes are incompatible")
+
+    assert latency_sides.counted(refused) == 0
 
 
 def test_the_middle_case_is_a_usual_one_where_only_other_parts_are_asked_for():

@@ -15,11 +15,14 @@ of an action.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +32,7 @@ from conditions import conditions
 from latency_growth import cold_starts, curves
 from latency_sides import (
     engine_sides,
+    exactly,
     feature_sides,
     make_task,
     onnx_sides,
@@ -46,11 +50,13 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from bridge.manifest import read_manifest
 from bridge.scaling import no_scaling
+from student_jax.answerer import Shape
 from student_jax.batch import ROOMS
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.engine import Engine
-from student_jax.export import export, torch_tensors
+from student_jax.export import describe, export, torch_tensors
 from student_jax.flops import matmul_ceiling
+from student_jax.keep import keep_programs
 from student_jax.memory import begin_with_mimalloc, keep_memory
 from student_jax.solver import Solver, begin_again, load_solver, make_solver
 from teacher_torch.policy import UNUSED, Gr00tPolicy, load_policy
@@ -85,6 +91,8 @@ class BenchLatencyConfig:
     """by default float32 on a CPU, which the goal is about, and bfloat16 on a GPU"""
     feature_tokens: int = 5164
     """the original's length; 0 leaves the feature student out"""
+    compiled: bool = True
+    """torch.compile beside eager PyTorch, of the students and of GR00T: minutes of compiling"""
     onnx: bool = True
     """needs the export extra; on a GPU, onnxruntime-gpu"""
     folder: Path = Path("runs/bench_latency")
@@ -113,6 +121,8 @@ def main(config: BenchLatencyConfig) -> None:
     keep_memory()  # of this process: everybody's
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some, too
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if jax.default_backend() != "cpu":
+        keep_programs()  # minutes of compiling, which a bench that is stopped need not repeat
     solver = load_solver(config.checkpoint) if config.checkpoint else random_student(config.preset)
     engine = Engine(solver)
     exact = Engine(solver, "float32")  # not the one that is timed: its programs are more exact
@@ -126,12 +136,15 @@ def main(config: BenchLatencyConfig) -> None:
     }
     result = begin(config, under, about)
     this_run = len(result["runs"]) - 1
+    tell("student is ready")
     write_student(config, solver)
     policy = None
     if config.teacher != "none":
         compute = config.teacher_compute or ("bfloat16" if device == "cuda" else "float32")
-        policy = load_policy("random", config.teacher, 0, device, getattr(torch, compute))
+        dtype = getattr(torch, compute)
+        policy = load_policy("random", config.teacher, 0, device, dtype, draw_on=device)
         result["teacher"] = describe_teacher(config, policy)
+        tell("teacher is ready")
     for case in config.cases:
         found = measure_case(config, solver, engine, exact, policy, case, device)
         result["cases"][case] = {**found, "run": this_run}
@@ -143,7 +156,7 @@ def main(config: BenchLatencyConfig) -> None:
         keep(config, result)
     if config.feature_tokens:
         reader = random_student(FEATURE)
-        sides = feature_sides(reader, config.feature_tokens, device)
+        sides = feature_sides(reader, config.feature_tokens, device, config.compiled)
         result["feature"] = race(sides, config.runs, config.seconds, config.rounds)
         result["feature_parameters"] = reader.num_parameters
         result["run_of"]["feature"] = this_run
@@ -155,6 +168,11 @@ def main(config: BenchLatencyConfig) -> None:
     keep(config, result)
     if config.out:
         plot(result, config.out.with_suffix(".png"))
+
+
+def tell(done: str) -> None:
+    """Prints how far the bench has come, and when: compiling may take minutes."""
+    print(f"{datetime.datetime.now():%H:%M:%S} {done}", flush=True)
 
 
 def begin(
@@ -225,14 +243,23 @@ def random_student(source: Path | ModelConfig) -> Solver:
 
 
 def write_student(config: BenchLatencyConfig, solver: Solver) -> None:
-    """Exports the student, as others load it, unless that was done before."""
+    """Exports the student, as others load it, unless that was done before.
+
+    Where no ONNX is wanted, without the proofs: they compile for every shape, minutes on a GPU.
+    """
+    if not (config.cold or has_onnx(config)):
+        return
     tensors = torch_tensors(solver)
     about = {"format": "pt", "kind": solver.config.model.kind, "step": str(solver.step)}
     digest = hashlib.sha256(weights.pack(tensors, about)).hexdigest()
+    if not has_onnx(config):
+        weights.save(config.folder / weights.MODEL, tensors, about)
+        write_text(config.folder / "config.json", json.dumps(describe(solver, digest)))
+        return
     told = read_manifest(config.folder)
     same = told.get("student", {}).get("weights_sha256") == digest
-    if not same or (has_onnx(config) and "onnx" not in told["formats"]):
-        export(solver, config.folder, ("onnx",) if has_onnx(config) else ("safetensors",))
+    if not same or "onnx" not in told["formats"]:
+        export(solver, config.folder, ("onnx",))
 
 
 def has_onnx(config: BenchLatencyConfig) -> bool:
@@ -267,17 +294,21 @@ def measure_case(
 ) -> dict[str, Any]:
     """Times everybody on one task."""
     text = make_task(*sizes_of(case))
+    shape = engine.shape(question_of(text))
+    compile_at_once(engine, exact, shape)
+    tell(f"{case}: JAX has compiled")
     sides = engine_sides("JAX", engine, solver.config.model, text, engine.compute)
     if case == middle_case(config):
         for views in config.views:
             vote = vote_sides(engine, solver.config.model, text, views)
             sides[f"JAX: network, {views} views"] = vote
-    sides |= torch_sides(solver, engine, exact, text, device)
+    sides |= torch_sides(solver, engine, exact, text, device, config.compiled)
     if has_onnx(config):
         sides |= onnx_sides(config.folder, exact, solver.config.model, text)
     if policy is not None and case == middle_case(config):  # grids' sizes are nothing to it
-        sides |= teacher_sides(policy, question_of(text), device)
-    shape = engine.shape(question_of(text))
+        tell(f"{case}: the students answer alike")
+        sides |= teacher_sides(policy, question_of(text), device, config.compiled)
+        tell(f"{case}: the race begins")
     programs = engine.reader(shape), engine.answerer(shape)
     return {
         "timings": race(sides, config.runs, config.seconds, config.rounds),
@@ -285,6 +316,17 @@ def measure_case(
         + max(bytes_beside(each) for each in programs),
         "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
     }
+
+
+def compile_at_once(engine: Engine, exact: Engine, shape: Shape) -> None:
+    """Compiles all four programs: a compiler uses one core for each, and on a GPU takes long."""
+    with ThreadPoolExecutor() as pool:
+        compiled = [pool.submit(make, shape) for make in (engine.reader, engine.answerer)]
+        compiled += [
+            pool.submit(exactly, partial(make, shape)) for make in (exact.reader, exact.answerer)
+        ]
+        for each in compiled:
+            each.result()
 
 
 def bytes_beside(program: Any) -> int:

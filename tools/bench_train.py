@@ -41,6 +41,7 @@ from student_jax.config import DataConfig, TrainConfig
 from student_jax.cores import use_every_core
 from student_jax.dry_run import MIB, peak_bytes
 from student_jax.flops import example_flops, matmul_ceiling
+from student_jax.keep import keep_programs
 from student_jax.memory import begin_with_mimalloc
 from student_jax.step import make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
@@ -114,6 +115,8 @@ def main(config: BenchTrainConfig) -> None:
     """Measure the training step in JAX and in PyTorch, and JAX's on 1, 2 and 4 host devices."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some, too
     use_every_core(config.batch_size // max(1, config.accumulate))
+    if jax.default_backend() != "cpu":
+        keep_programs()  # a step takes a GPU's compiler minutes
     exact = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION") in ("highest", "float32")
     tf32 = jax.default_backend() != "cpu" and not exact  # as JAX itself has it
     allow_tf32(tf32)
@@ -249,7 +252,7 @@ def jax_side(
     if count > LIMITS[config.size]:
         limit = f"at most {LIMITS[config.size]:,} parameters when {config.size}"
         raise InputError(f"size: expected {limit}, got {count:,}; lower side or feature_width")
-    state = jax.jit(init, out_shardings=replicated(mesh))()
+    state = states.first_state(settings, model, tx, scaling, replicated(mesh))
     params = jax.device_get(state.params)
     step_fn, place = make_train_step(settings, model, tx, mesh), make_placer(settings, mesh)
     placed = [place(batch) for batch in batches]

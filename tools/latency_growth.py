@@ -34,7 +34,10 @@ task = parse_task("bench", json.loads(Path(sys.argv[2]).read_text()), "bench")
 engine.answer(open_questions(task)[0])
 # Not getrusage: its peak is inherited from the process that started this one.
 peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print(time.perf_counter() - started, int(peak[0].split()[1]) / 1024 if peak else 0)
+host = int(peak[0].split()[1]) / 1024 if peak else 0
+import jax
+on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+print(time.perf_counter() - started, host, on_device / 2**20)
 """
 
 
@@ -57,8 +60,9 @@ def cold_starts(folder: Path, text: str) -> dict[str, dict[str, float]]:
             ).stdout.split()
             found[name] = {
                 "seconds": time.perf_counter() - started,
-                "of_them_after_python_started": float(said[-2]),
-                "peak_host_mib": float(said[-1]),
+                "of_them_after_python_started": float(said[-3]),
+                "peak_host_mib": float(said[-2]),
+                "peak_device_mib": float(said[-1]),  # 0 on a CPU
             }
     return found
 

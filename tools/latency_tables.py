@@ -30,7 +30,7 @@ def show(result: dict[str, Any]) -> None:
             share = each["flops_per_second"] / result["ceilings"].get(each["compute"], math.inf)
             table.add_row(
                 name,
-                *(f"{each[p]:,.1f}" for p in ("p50", "p95", "p99")),
+                *(f"{each[p]:,.{2 if each[p] < 10 else 1}f}" for p in ("p50", "p95", "p99")),
                 str(each["runs"]),
                 f"{share:.0%}" if share else "",
                 f"{slowest['p50'] / each['p50']:,.1f} x" if slowest else "",
@@ -39,10 +39,11 @@ def show(result: dict[str, Any]) -> None:
         memory = found["device_bytes"] / 1e6
         console.print(f"JAX needs {memory:,.0f} MB, weights included, as XLA plans\n")
     for name, each in result.get("feature", {}).items():
-        console.print(f"{name}: {each['p50']:,.0f} ms ({each['runs']} runs)", highlight=False)
+        console.print(f"{name}: {each['p50']:,.2f} ms ({each['runs']} runs)", highlight=False)
     for name, each in result.get("cold", {}).items():
         console.print(
-            f"first answer, {name}: {each['seconds']:.1f} s, {each['peak_host_mib']:,.0f} MiB",
+            f"first answer, {name}: {each['seconds']:.1f} s, {each['peak_host_mib']:,.0f} MiB, "
+            f"on the device {each.get('peak_device_mib', 0):,.0f}",
             highlight=False,
         )
     for name, each in result.get("curves", {}).items():

@@ -18,9 +18,18 @@ from bridge.stop import Stop
 from bridge.transforms import Transform
 from student_jax import learner as module
 from student_jax.adapter import Adapter
+from student_jax.batch import NO_COLOR
 from student_jax.config import AdaptConfig
 from student_jax.course import FITTED, Course, Seen
-from student_jax.lesson import make_lesson, queries, show_augmented, show_plainly, stack
+from student_jax.lesson import (
+    Form,
+    make_lesson,
+    queries,
+    share_forms,
+    show_augmented,
+    show_plainly,
+    stack,
+)
 from student_jax.pace import WARM_UP
 from student_jax.solver import begin_again, load_solver
 from student_jax.train import train
@@ -358,6 +367,51 @@ def test_rounds_and_the_untrained_student_begin_with_weights_of_their_own(solver
         params = begin_again(again).params
         kernels.append(np.asarray(params["core"]["block_0"]["query"]["kernel"]))
     assert all(np.abs(a - b).max() > 0.01 for a, b in itertools.combinations(kernels, 2))
+
+
+def test_lessons_share_forms_until_few_are_left(tasks):
+    """Those first that cost the least: a form's programs take a GPU's compiler a minute."""
+    plain = make_lesson(tasks[0])
+    forms = [Form(8, 2, 4), Form(8, 2, 6), Form(8, 3, 6), Form(32, 2, 4)]
+    lessons = [replace(plain, form=form) for form in forms for _ in range(2)]
+
+    def left(most):
+        return [lesson.form for lesson in share_forms(lessons, most)]
+
+    assert left(4) == left(9) == [lesson.form for lesson in lessons]
+    assert left(3) == [Form(8, 2, 6)] * 4 + [Form(8, 3, 6)] * 2 + [Form(32, 2, 4)] * 2
+    assert left(2) == [Form(8, 3, 6)] * 6 + [Form(32, 2, 4)] * 2
+    assert left(1) == [Form(32, 3, 6)] * 8
+
+
+def test_a_lesson_of_a_larger_form_is_drawn_in_it(tasks):
+    lesson = make_lesson(tasks[0])
+    shown = show_plainly(replace(lesson, form=Form(12, 4, 10)))
+    own = show_plainly(lesson)
+    assert shown.demonstrations.shape == (1, 4, 2, 12, 12)
+    assert shown.mask.tolist() == [[True, True, False, False]]
+    np.testing.assert_array_equal(
+        shown.demonstrations[:, :2, :, :4, :4], own.demonstrations[..., :4, :4]
+    )
+    count = len(lesson.colors)
+    assert shown.palette[0, :count].tolist() == own.palette[0, :count].tolist()
+    assert set(shown.palette[0, count:].tolist()) <= {NO_COLOR}
+
+
+def test_on_a_gpu_groups_have_one_size_and_what_fills_them_up_is_not_told(
+    solver, tasks, learnt, monkeypatch
+):
+    """Layers scanned, activations computed again: what is learnt is the same, but for rounding."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    told = []
+    found = list(
+        Adapter(solver, AdaptConfig(**FAST)).adapt(tasks, watch=lambda name, _: told.append(name))
+    )
+    assert sorted(name for name, _ in found) == sorted(learnt)
+    assert set(told) == set(learnt)
+    for name, adapted in found:
+        assert adapted.steps == learnt[name].steps
+        assert adapted.fit == pytest.approx(learnt[name].fit, abs=0.05)
 
 
 def test_no_demonstration_is_one_line(solver):

@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 
 import chex
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -212,6 +213,19 @@ def test_solving_does_not_depend_on_what_else_is_asked(run, task_folder):
     together = solver.solve(questions)
     alone = solver.solve(questions[:1])[questions[0].example_id]
     np.testing.assert_array_equal(alone.first, together[questions[0].example_id].first)
+
+
+def test_buckets_that_are_asked_at_once_as_on_a_gpu_answer_alike(run, task_folder, monkeypatch):
+    solver = load_solver(run)
+    tasks = load_tasks(str(task_folder))
+    questions = [q for task in tasks.values() for q in open_questions(task)]
+    want = solver.solve(questions, views=2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    got = solver.solve(questions, views=2)
+    assert list(got) == list(want)
+    for name, attempts in want.items():
+        np.testing.assert_array_equal(got[name].first, attempts.first)
+        np.testing.assert_array_equal(got[name].second, attempts.second)
 
 
 def test_feature_student_asks_for_features_it_lacks(train_config, task):

@@ -19,11 +19,12 @@ from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.losses import distillation_loss
 from student_jax.state import (
     decays_matrices,
+    first_state,
     init_state,
     make_feature_schedule,
     make_optimizer,
 )
-from student_jax.step import make_mesh, make_placer, make_train_step, replicated
+from student_jax.step import compile_ahead, make_mesh, make_placer, make_train_step, replicated
 from student_jax.students import make_student
 from student_jax.train import make_scaling
 from tests.conftest import examples_of, train_dict
@@ -84,6 +85,8 @@ SHAPES = [
     (1, {"optim__accumulate": 4}),
     (2, {"optim__accumulate": 2}),
     (2, {"model__remat": True}),
+    (1, {"model__scan_layers": True}),
+    (2, {"model__scan_layers": True, "model__remat": True}),
 ]
 
 
@@ -94,6 +97,36 @@ def test_devices_and_micro_batches_do_not_change_the_numbers(start, one, devices
     for a, b in zip(one[0], rows, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
     chex.assert_trees_all_close(states[-1].params, one[1][-1].params, rtol=1e-4, atol=1e-5)
+
+
+def test_step_that_was_compiled_ahead_is_the_same(start, monkeypatch):
+    """As on a GPU, where shapes are compiled at once."""
+    config, state, batches = start
+    mesh = make_mesh(1)
+    model, tx = make_student(config.model, 64), make_optimizer(config.optim)
+    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    placed = [place(batch) for batch in batches[:2]]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    ahead = compile_ahead(step, jax.device_put(state, replicated(mesh)), placed)
+    monkeypatch.undo()
+    for batch in placed:
+        want = step(jax.device_put(state, replicated(mesh)), batch)
+        got = ahead(jax.device_put(state, replicated(mesh)), batch)
+        chex.assert_trees_all_equal(got, want)
+
+
+def test_first_state_is_drawn_where_there_is_no_cpu_too(start, monkeypatch):
+    config, state, _ = start
+    model, tx = make_student(config.model, 64), make_optimizer(config.optim)
+
+    def none(*, backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return jax.devices()
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    again = first_state(config, model, tx, state.scaling, replicated(make_mesh(1)))
+    chex.assert_trees_all_equal(jax.device_get(again.params), state.params)
 
 
 def test_class_weights_are_those_of_the_whole_batch(start):
