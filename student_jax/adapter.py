@@ -62,8 +62,8 @@ class Adapter:
             raise InputError("adapt: expected a grid student, got one that reads features")
         self.solver, self.config = solver, config
         self._on_cpu, self._jointly = jax.default_backend() == "cpu", config.tier == "joint"
-        model = solver.config.model
-        model = model if self._on_cpu else model.to_learn_many()
+        own = solver.config.model
+        model = own if self._on_cpu else own.to_learn_many()
         self.learner = learner_of(model, solver.feature_width, config)
         alone = self._on_cpu and not self._jointly
         self._at_once = config.tasks_at_once or (1 if alone else AT_ONCE)

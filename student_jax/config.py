@@ -61,7 +61,7 @@ class ModelConfig:
     """compute each block's activations again in the backward pass: less memory, more time"""
     scan_layers: bool = False
     """one block in a compiled program, in a loop, and not depth times loops of them: it compiles so
-    much sooner, which on a GPU is minutes a shape. Answers are compiled without"""
+    much sooner, which on a GPU is minutes a shape. Single answers and exports do without"""
 
     @property
     def key_width(self) -> int:

@@ -17,7 +17,7 @@ from bridge.store import FeatureStore
 from bridge.weights import is_release
 from student_jax.checkpoints import Checkpoints
 from student_jax.release import read_release
-from student_jax.state import init_state, make_optimizer
+from student_jax.state import first_state, make_optimizer
 from student_jax.students import make_student
 
 
@@ -48,7 +48,8 @@ def main(config: ImportConfig) -> None:
     run = replace(release.config, data=replace(release.config.data, rearc=None))
     model = make_student(run.model, about["feature_width"])
     tx = make_optimizer(run.optim, run.loss.form)
-    state = jax.jit(lambda: init_state(run, model, tx, release.scaling))()
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = first_state(run, model, tx, release.scaling, alone)
     step = jnp.asarray(about["step"], jnp.int32)
     state = replace(state, params=release.params, step=step)
     store = FeatureStore(config.store) if config.store else None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +25,7 @@ from bridge.weights import is_release
 from student_jax.batch import Augmentation, Batch, scale_teacher, smallest_batch
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import ModelConfig, TrainConfig
-from student_jax.cores import count_cores
+from student_jax.cores import map_at_once
 from student_jax.data import Bucket, Examples
 from student_jax.release import read_release
 from student_jax.state import on_cpu
@@ -176,14 +174,11 @@ def answer_all(
         batch, asked = call
         return asked, np.asarray(predict(params, scaling, batch))
 
-    with ExitStack() as stack:
-        in_turn: Any = map
-        # A GPU's compiler uses one core for a bucket; grids, unlike features, take little memory.
-        if jax.default_backend() != "cpu" and not examples.model.reads_features:
-            in_turn = stack.enter_context(ThreadPoolExecutor(count_cores())).map
-        for asked, log_probs in in_turn(ask, calls(examples, views)):
-            for (i, view), values in zip(asked, log_probs, strict=False):
-                said[i].append((view, values))
+    # Grids take little memory, features do not.
+    in_turn: Any = map if examples.model.reads_features else map_at_once
+    for asked, log_probs in in_turn(ask, calls(examples, views)):
+        for (i, view), values in zip(asked, log_probs, strict=False):
+            said[i].append((view, values))
     return {
         example.question.example_id: tally(said[i]) for i, example in enumerate(examples.examples)
     }

@@ -38,7 +38,7 @@ def spread(
     left = {kind: deque(pieces) for kind, pieces in work.items() if pieces}
     busy: dict[int, K] = {}  # by thread
     lock = threading.Lock()
-    results = queue.SimpleQueue()  # (result,), or what went wrong, or None: a device is done
+    results = queue.SimpleQueue()  # (result,), or what went wrong, or None: a thread is done
 
     def take(thread: int) -> T | None:
         with lock:

@@ -136,7 +136,7 @@ def make_answer(solver: Solver) -> Any:
 
 def _features_answer(solver: Solver) -> Any:
     """Returns (weights, f32[T, F], bool[T]) -> log-probabilities f32[N, N, V]."""
-    config = replace(solver.config.model, compute="float32")
+    config = solver.config.model.to_answer("float32")
     predict = make_predict(config, solver.feature_width)
 
     def answer(own: Mapping[str, Any], features: Any, mask: Any) -> jax.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
@@ -16,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from student_jax.batch import Batch, scale_teacher
 from student_jax.config import OptimConfig, TrainConfig
-from student_jax.cores import count_cores
+from student_jax.cores import map_at_once
 from student_jax.losses import LossTerms, distillation_loss, divisors_of
 from student_jax.state import PROJECTOR, TrainState, make_feature_schedule, make_schedule
 
@@ -145,7 +144,7 @@ def compile_ahead(step_fn: Step, state: TrainState, batches: Sequence[Batch]) ->
 
 
 def compile_each(step_fn: Step, state: TrainState, batches: Sequence[Batch]) -> list[Any]:
-    """Compiles a step for several batches, at once on a GPU, whose compiler uses one core for each.
+    """Compiles a step for several batches, at once on a GPU.
 
     Args:
         step_fn: jitted, from `make_train_step`.
@@ -156,9 +155,7 @@ def compile_each(step_fn: Step, state: TrainState, batches: Sequence[Batch]) -> 
     def compiled(batch: Batch) -> Any:
         return step_fn.lower(state, batch).compile()  # pyright: ignore[reportFunctionMemberAccess]
 
-    threads = 1 if jax.default_backend() == "cpu" else count_cores()
-    with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
-        return list(pool.map(compiled, batches))
+    return list(map_at_once(compiled, batches))
 
 
 def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:

@@ -49,6 +49,13 @@ def make_grid(rng, rows, cols):
     return grid
 
 
+def black_task(rng, task_id, side):
+    """Everything turns black."""
+    black = np.zeros((side, side), np.uint8)
+    pairs = tuple(Pair(make_grid(rng, side, side), black) for _ in range(2))
+    return Task(task_id, pairs, (make_grid(rng, side, side),))
+
+
 @pytest.fixture
 def task():
     """Three demonstrations and one test input, all 3 x 3; the answer is known."""

@@ -32,7 +32,7 @@ from bridge.store import FeatureStore
 from bridge.views import pair_digest, pair_view
 from student_jax.batch import Batch, feature_batch, whole_answer
 from student_jax.config import TrainConfig
-from student_jax.state import init_state, make_optimizer
+from student_jax.state import first_state, make_optimizer
 from student_jax.step import make_mesh, make_train_step, replicated
 from student_jax.students import make_student
 
@@ -136,8 +136,7 @@ def train_and_predict(
     model = make_student(settings.model, store.feature_width)
     tx = make_optimizer(settings.optim, settings.loss.form)
     mesh, scaling = make_mesh(1), no_scaling(store.feature_width)
-    init = lambda: init_state(settings, model, tx, scaling)  # noqa: E731
-    state = jax.jit(init, out_shardings=replicated(mesh))()
+    state = first_state(settings, model, tx, scaling, replicated(mesh))
     step = make_train_step(settings, model, tx, mesh)
     seconds: list[float] = []
     bar = tqdm(shuffled(train, size, config.steps), "train", config.steps)

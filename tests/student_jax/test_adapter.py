@@ -18,23 +18,17 @@ from bridge.stop import Stop
 from bridge.transforms import Transform
 from student_jax import learner as module
 from student_jax.adapter import Adapter
-from student_jax.batch import NO_COLOR
 from student_jax.config import AdaptConfig
 from student_jax.course import FITTED, Course, Seen
 from student_jax.lesson import (
-    Form,
     make_lesson,
-    queries,
-    share_forms,
-    show_augmented,
     show_plainly,
     stack,
 )
 from student_jax.pace import WARM_UP
 from student_jax.solver import begin_again, load_solver
 from student_jax.train import train
-from student_jax.vote import views_of
-from tests.conftest import make_grid, train_dict
+from tests.conftest import black_task, make_grid, train_dict
 from tests.test_walls import invoke
 
 FAST = {"steps": 20, "lr": 0.02, "copies": 2, "tasks_at_once": 2}
@@ -62,13 +56,7 @@ def solver(run):
 def tasks():
     """Everything turns black: simple enough for 5,000 weights."""
     rng = np.random.default_rng(4)
-    return [make_task(rng, f"black{side}", side) for side in (3, 4, 5)]
-
-
-def make_task(rng, task_id, side):
-    black = np.zeros((side, side), np.uint8)
-    pairs = tuple(Pair(make_grid(rng, side, side), black) for _ in range(2))
-    return Task(task_id, pairs, (make_grid(rng, side, side),))
+    return [black_task(rng, f"black{side}", side) for side in (3, 4, 5)]
 
 
 @pytest.fixture(scope="module")
@@ -132,35 +120,6 @@ def test_test_outputs_are_not_looked_at(solver, tasks, learnt):
     assert {i: grids(a) for i, a in again.items()} == {i: grids(a) for i, a in learnt.items()}
 
 
-def test_demonstrations_are_shown_in_the_views_that_vote_and_the_test_output_is_gone(tasks):
-    lesson = make_lesson(replace(tasks[0], test_outputs=tasks[0].test_inputs), views=5)
-    assert lesson.task.test_outputs is None
-    assert list(lesson.views) == views_of(5)
-    plain = show_plainly(lesson)
-    first = tasks[0].demonstrations[0].output
-    rows, cols = first.shape
-    assert plain.view.tolist() == [0, 1, 2, 3, 4]
-    assert plain.mask.tolist() == [[True, True]] * 5
-    np.testing.assert_array_equal(plain.demonstrations[0, 0, 1, :rows, :cols], first)
-    np.testing.assert_array_equal(plain.demonstrations[4, 0, 1, :rows, :cols], first[:, ::-1])
-    np.testing.assert_array_equal(
-        queries(lesson)[4, 0, :rows, :cols], tasks[0].test_inputs[0][:, ::-1]
-    )
-
-
-def test_steps_draw_other_copies_and_each_step_the_same_again(tasks):
-    lesson = make_lesson(tasks[0], views=8)
-    first, second = (show_augmented(lesson, 4, 0, step) for step in (0, 1))
-    assert not np.array_equal(first.demonstrations, second.demonstrations)
-    chex.assert_trees_all_equal(first, show_augmented(lesson, 4, 0, 0))
-    for i, view in enumerate(first.view):  # every copy is the view it says, somewhere
-        drawn = first.demonstrations[i, 0, 0]
-        grid = lesson.views[view].grid(lesson.task.demonstrations[0].input)
-        inside = drawn[drawn < 10].reshape(-1)
-        scale = int((len(inside) / grid.size) ** 0.5)
-        np.testing.assert_array_equal(inside, grid.repeat(scale, 0).repeat(scale, 1).reshape(-1))
-
-
 def test_tokens_learn_too_and_leave_the_weights(solver, tasks):
     config = AdaptConfig(**{**FAST, "tier": "tokens", "lr": 0.1})
     after = dict(Adapter(solver, config).adapt(tasks))
@@ -175,7 +134,7 @@ def test_tasks_learn_jointly_with_one_copy_of_the_weights(solver, tasks):
     told = []
     config = AdaptConfig(**{**FAST, "tier": "joint", "tasks_at_once": None})
     watch = lambda task_id, seen: told.append((task_id, seen))  # noqa: E731
-    more = [make_task(np.random.default_rng(side), f"black{side}", side) for side in (6, 9)]
+    more = [black_task(np.random.default_rng(side), f"black{side}", side) for side in (6, 9)]
     adapter = Adapter(solver, config)
     compiled = adapter.learner.update_jointly._cache_size()
     after = dict(adapter.adapt([*tasks, *more], views=2, watch=watch))
@@ -367,35 +326,6 @@ def test_rounds_and_the_untrained_student_begin_with_weights_of_their_own(solver
         params = begin_again(again).params
         kernels.append(np.asarray(params["core"]["block_0"]["query"]["kernel"]))
     assert all(np.abs(a - b).max() > 0.01 for a, b in itertools.combinations(kernels, 2))
-
-
-def test_lessons_share_forms_until_few_are_left(tasks):
-    """Those first that cost the least: a form's programs take a GPU's compiler a minute."""
-    plain = make_lesson(tasks[0])
-    forms = [Form(8, 2, 4), Form(8, 2, 6), Form(8, 3, 6), Form(32, 2, 4)]
-    lessons = [replace(plain, form=form) for form in forms for _ in range(2)]
-
-    def left(most):
-        return [lesson.form for lesson in share_forms(lessons, most)]
-
-    assert left(4) == left(9) == [lesson.form for lesson in lessons]
-    assert left(3) == [Form(8, 2, 6)] * 4 + [Form(8, 3, 6)] * 2 + [Form(32, 2, 4)] * 2
-    assert left(2) == [Form(8, 3, 6)] * 6 + [Form(32, 2, 4)] * 2
-    assert left(1) == [Form(32, 3, 6)] * 8
-
-
-def test_a_lesson_of_a_larger_form_is_drawn_in_it(tasks):
-    lesson = make_lesson(tasks[0])
-    shown = show_plainly(replace(lesson, form=Form(12, 4, 10)))
-    own = show_plainly(lesson)
-    assert shown.demonstrations.shape == (1, 4, 2, 12, 12)
-    assert shown.mask.tolist() == [[True, True, False, False]]
-    np.testing.assert_array_equal(
-        shown.demonstrations[:, :2, :, :4, :4], own.demonstrations[..., :4, :4]
-    )
-    count = len(lesson.colors)
-    assert shown.palette[0, :count].tolist() == own.palette[0, :count].tolist()
-    assert set(shown.palette[0, count:].tolist()) <= {NO_COLOR}
 
 
 def test_on_a_gpu_groups_have_one_size_and_what_fills_them_up_is_not_told(
