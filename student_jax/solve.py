@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge import config as configs
-from bridge.arc import Grid, Question, Task, open_questions
+from bridge.arc import MAX_SIDE, Grid, Question, Task, open_questions
 from bridge.arc_files import ARC_AGI_1, find_task, load_tasks
 from bridge.canvas import Attempts
 from bridge.errors import InputError
@@ -58,6 +58,8 @@ class Asked:
     TASK: where its id is looked up"""
     split: Literal["dev", "train", "all"] = "dev"
     """which of the training run's tasks: held out, trained on, or both"""
+    max_side: int = MAX_SIDE
+    """only tasks whose grids, test outputs aside, have at most so many rows and columns"""
     out: Path | None = None
     """predictions file to write; by default predictions.json, or untrained.json, in the run's
     folder, or in runs/solve of a released student"""
@@ -66,8 +68,14 @@ class Asked:
         """Checks that no option would go unheeded."""
         if self.task is not None and self.out is not None:
             raise ValueError("out: one TASK is printed; leave TASK out to write predictions")
+        if self.task is not None and self.max_side != MAX_SIDE:
+            raise ValueError(
+                "max_side: one TASK is answered whatever its size; leave one of them out"
+            )
         if self.views < 1:
             raise ValueError(f"views: expected at least 1, got {self.views}")
+        if not 1 <= self.max_side <= MAX_SIDE:
+            raise ValueError(f"max_side: expected 1..{MAX_SIDE}, got {self.max_side}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +184,7 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
             for task_id, each in adapted.items()
         },
         "source": config.source or solver.config.data.tasks.source,
+        "max_side": config.max_side,  # larger tasks were not asked
         "trained_on": sorted(set(attempts) & solver.trained_on),
     }
     write_predictions(out, about, attempts)
@@ -211,16 +220,23 @@ def choose_tasks(config: Asked, solver: Solver) -> dict[str, Task]:
     """Returns the tasks that are asked for.
 
     Raises:
-        InputError: if the split holds none.
+        InputError: if there are none.
     """
     if config.source is not None:
-        return load_tasks(config.source)
-    task_set = solver.config.data.tasks
-    trained, held_out = task_set.split(task_set.load())
-    tasks = {"dev": held_out, "train": trained, "all": trained | held_out}[config.split]
-    if not tasks:
-        raise InputError(f"split: the run holds no {config.split} tasks; pass --split all")
-    return tasks
+        tasks = load_tasks(config.source)
+    else:
+        task_set = solver.config.data.tasks
+        trained, held_out = task_set.split(task_set.load())
+        tasks = {"dev": held_out, "train": trained, "all": trained | held_out}[config.split]
+        if not tasks:
+            raise InputError(f"split: the run holds no {config.split} tasks; pass --split all")
+    small = {name: task for name, task in tasks.items() if task.largest_side <= config.max_side}
+    if not small:
+        least = min(task.largest_side for task in tasks.values())
+        raise InputError(
+            f"max_side: expected at least {least}, as the smallest task; got {config.max_side}"
+        )
+    return small
 
 
 def learn(

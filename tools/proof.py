@@ -6,9 +6,9 @@
 Trains it, freezes it as an export, and has it answer the tasks held out from its training: in one
 pass, and after learning each task; beside it the same student never trained. Then the scores are
 told, and compared task by task. With `--evaluation` the frozen student then answers ARC-AGI-1's
-evaluation set, once: answers that are there are never made again. What was stopped goes on where it
-stood when the same command is given; `proof.json` keeps every command with its seconds, the digest
-of the weights, and those of all answers.
+evaluation set, once: tasks no larger than those it learnt from; answers that are there are never
+made again. What was stopped goes on where it stood when the same command is given; `proof.json`
+keeps every command with its seconds, the digest of the weights, and those of all answers.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def main(config: ProofConfig) -> None:
     answer(config, diary, "dev", "--split", "dev", source=settings.data.tasks.source)
     if config.evaluation:
         source = "arcagi/evaluation"
-        answer(config, diary, "evaluation", "--source", source, source=source)
+        sides = ("--max_side", str(settings.data.tasks.max_side))
+        answer(config, diary, "evaluation", "--source", source, *sides, source=source)
     print(f"\n{diary.path}: {diary.seconds():.0f} s of all commands on {diary.found['device']}")
 
 

@@ -196,6 +196,26 @@ def test_solve_prints_attempts_and_what_is_expected(run, task_folder, capsys):
         assert word in text
 
 
+def test_larger_tasks_than_asked_for_are_left_out_and_the_predictions_say_so(run, tmp_path):
+    from tests.conftest import black_task, task_json
+
+    for side in (3, 5):
+        task = black_task(np.random.default_rng(0), f"{side}a", side)
+        (tmp_path / f"{side}a.json").write_text(json.dumps(task_json(task, answers=False)))
+    out = tmp_path / "out" / "p.json"
+    asked = SolveConfig(checkpoint=run, source=str(tmp_path), max_side=4, out=out)
+    solve_main(asked)
+    found = json.loads(out.read_text())
+    assert found["about"]["max_side"] == 4
+    assert list(found["submission"]) == ["3a"]
+    with pytest.raises(InputError, match=r"max_side: expected at least 3.*got 2"):
+        solve_main(replace(asked, max_side=2))
+    with pytest.raises(ValueError, match="whatever its size"):
+        SolveConfig(task="3a", max_side=3)
+    with pytest.raises(ValueError, match=r"expected 1\.\.30, got 31"):
+        SolveConfig(max_side=31)
+
+
 def test_printed_grids_carry_the_palette(task):
     console = Console(record=True, force_terminal=True, color_system="truecolor", width=120)
     blind = task.blind()
