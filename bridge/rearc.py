@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bridge import config as configs
-from bridge.arc import MAX_SIDE, Grid, Pair, Question, parse_grid
+from bridge.arc import MAX_SIDE, Grid, Pair, Question, parse_grid, parse_pair
 from bridge.arc_files import load_tasks, read_json
 from bridge.duplicates import content_key, keys_of
 from bridge.errors import InputError
@@ -95,7 +97,7 @@ def load_generated(folder: Path, task_ids: set[str], max_side: int) -> dict[str,
 
     Args:
         folder: from this command, or RE-ARC's own.
-        task_ids: whose pairs may be used.
+        task_ids: whose pairs may be used; those of `LEAKING` may not.
         max_side: of a grid; pairs with a larger one are left out.
 
     Raises:
@@ -107,19 +109,44 @@ def load_generated(folder: Path, task_ids: set[str], max_side: int) -> dict[str,
         raise InputError(
             f"{folder}: unfinished; run python -m bridge.rearc --out {folder} again, to its end"
         )
-    files = sorted(path for path in folder.glob("*.json") if path.stem in task_ids)
+    allowed = task_ids - {*LEAKING}
+    files = sorted(path for path in folder.glob("*.json") if path.stem in allowed)
     if not files:
         raise InputError(f"{folder}: expected files {{task_id}}.json; run python -m bridge.rearc")
     if about is not None:
         _check_unchanged(folder, about["digest"])
     found = {}
     for path in files:
-        pairs = [
-            Pair(*(parse_grid(item[side], f"{path}[{i}].{side}") for side in ("input", "output")))
-            for i, item in enumerate(read_json(path))
-        ]
+        items = read_json(path)
+        if not isinstance(items, list):
+            raise InputError(f"{path}: expected a list of pairs, got {type(items).__name__}")
+        pairs = [parse_pair(item, f"{path}[{i}]") for i, item in enumerate(items)]
         found[path.stem] = [p for p in pairs if max(*p.input.shape, *p.output.shape) <= max_side]
     return found
+
+
+def distinct_pairs(
+    pairs: list[Pair], held: Collection[str]
+) -> tuple[dict[str, Pair], Counter[str]]:
+    """Returns content key -> pair, each once in whatever guise, and why how many are left out.
+
+    A twin, turned or recolored, would as a demonstration show the answer.
+
+    Args:
+        pairs: of one task.
+        held: content keys of pairs that may not be trained on.
+    """
+    found: dict[str, Pair] = {}
+    left_out: Counter[str] = Counter()
+    for pair in pairs:
+        key = content_key(pair)
+        if key in held:
+            left_out["that held-out tasks have"] += 1
+        elif key in found:
+            left_out["twins of others"] += 1
+        else:
+            found[key] = pair
+    return found, left_out
 
 
 def generated_questions(task_id: str, pairs: list[Pair]) -> tuple[list[Question], dict[str, Grid]]:
@@ -168,7 +195,12 @@ def _about(folder: Path) -> dict[str, Any] | None:
 
     None of RE-ARC's own folder, and of one that is not there.
     """
-    return read_json(folder / ABOUT) if (folder / ABOUT).is_file() else None
+    if not (folder / ABOUT).is_file():
+        return None
+    about = read_json(folder / ABOUT)
+    if not isinstance(about, dict) or "digest" not in about:
+        raise InputError(f"{folder / ABOUT}: expected what this command wrote; remove the folder")
+    return about
 
 
 def _begin(folder: Path, wanted: dict[str, Any], task_ids: list[str]) -> None:

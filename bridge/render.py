@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PillowImage
 
 from bridge.arc import Grid
 
@@ -61,10 +58,3 @@ def render_on(canvas_cells: int, grid: Grid, cell_px: int, outside: tuple[int, i
     image = render(grid, cell_px)
     canvas[: image.shape[0], : image.shape[1]] = image
     return canvas
-
-
-def to_png(image: Image) -> bytes:
-    """Encodes a picture as PNG."""
-    buffer = io.BytesIO()
-    PillowImage.fromarray(image).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -33,7 +33,7 @@ from student_jax.together import Together
 
 Watch = Callable[[str, Seen], None]  # is told a task's id and how far it has come
 # On a GPU, where a form compiles for a minute and a group leaves it idle while the host works.
-FORMS = 8
+FORMS = 12
 GROUPS = 4  # that learn at once on one device
 AT_ONCE = 16  # tasks of a group
 
@@ -47,6 +47,8 @@ class Adapted:
     steps: int
     seconds: float  # its share of the group's
     rounds: int  # that vote
+    agree: float  # share of all rounds' views that answer as the first attempt; with one view, how
+    # sure that is
 
 
 class Adapter:
@@ -200,8 +202,17 @@ def told(courses: Sequence[Course], clock: Clock, beside: int = 1) -> Iterator[t
         clock: theirs.
         beside: so many shared the time with them.
     """
-    attempts = [each.attempts() for each in courses]
+    votes = [each.vote() for each in courses]
     seconds = clock.seconds() / len(courses) / beside
-    for course, voted in zip(courses, attempts, strict=True):
-        adapted = Adapted(voted, course.fit, course.steps, seconds, course.closed)
-        yield course.lesson.task.task_id, adapted
+    for course, voted in zip(courses, votes, strict=True):
+        yield (
+            course.lesson.task.task_id,
+            Adapted(
+                attempts=tuple(replace(each, confidence=course.fit) for each in voted),
+                fit=course.fit,
+                steps=course.steps,
+                seconds=seconds,
+                rounds=course.closed,
+                agree=float(np.mean([each.confidence for each in voted])),
+            ),
+        )

@@ -269,7 +269,7 @@ def main(config: ClientConfig) -> None:
     The attempts are printed in color, beside the expected grid where that is known; it is not sent.
     Ctrl-C ends the learning, and what is learnt by then answers.
     """
-    from student_jax.solve import print_attempts
+    from student_jax.terminal import print_attempts
 
     task, client = find_task(config.task), Client(config.url)
     student = client.health()["student"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -95,6 +95,6 @@ class Course:
         """Leaves out the rounds that are left."""
         self.rounds = self.closed
 
-    def attempts(self) -> tuple[Attempts, ...]:
-        """What all views of all rounds agree on, for each test input; the confidence is the fit."""
-        return tuple(replace(tally(*rounds), confidence=self.fit) for rounds in self.answers)
+    def vote(self) -> tuple[Attempts, ...]:
+        """What all views of all rounds find likeliest, for each test input, and how they agree."""
+        return tuple(tally(*rounds) for rounds in self.answers)

@@ -65,6 +65,7 @@ class Example:
     answer: Grid | None
     bucket: Bucket
     colors: tuple[int, ...]  # that demonstrations and query show
+    plain: bool = False  # never augmented, see `DataConfig.taught_fraction`
 
     @property
     def has_teacher(self) -> bool:
@@ -94,6 +95,7 @@ class Examples:
         side: int | None = None,
         doubles: Mapping[str, Sequence[str]] | None = None,
         leaked: Mapping[str, Sequence[str]] | None = None,
+        dropped: Mapping[str, int] | None = None,
     ) -> None:
         """Sorts the questions into buckets.
 
@@ -107,12 +109,14 @@ class Examples:
             side: of a grid student's canvases; by default the smallest that each question suggests.
             doubles: task_id -> held-out pairs, for tasks that were left out because they have them.
             leaked: id of a public evaluation task -> the examples that hold its answers.
+            dropped: why -> how many generated pairs were left out.
 
         Raises:
             InputError: if the store cannot serve this student.
         """
         self.model, self.data, self.store, self._side = model, data, store, side
         self.doubles, self.leaked = dict(doubles or {}), dict(leaked or {})
+        self.dropped = dict(dropped or {})
         self._planned: tuple[tuple[int, int, int], list[npt.NDArray[np.int64]]] | None = None
         if store is not None and store.provenance.get("view") != "task":
             raise InputError(
@@ -129,12 +133,21 @@ class Examples:
                     check_shown(store, example.question)
         kept = [e for e in self.examples if e.answer is None or self._has_room(e, e.answer)]
         self.left_out = len(self.examples) - len(kept)
-        self.examples = kept
+        self.examples = kept + self._shown_again(kept)
 
     @property
     def feature_width(self) -> int:
         """`F`, or 1 without a store: the shapes stay, every feature is masked."""
         return self.store.feature_width if self.store else 1
+
+    @property
+    def taught(self) -> float:
+        """Share of the examples that come with the teacher's features, in the mean."""
+        if self.store is None:
+            return 0.0
+        seen = 1.0 if self.model.reads_features else 1 - self.data.augmented_fraction
+        shares = [e.has_teacher * (1.0 if e.plain else seen) for e in self.examples]
+        return sum(shares) / len(shares)
 
     def batch(
         self,
@@ -184,6 +197,15 @@ class Examples:
         per_bucket = Counter(e.bucket for e in self.examples).values()
         return sum(-(-count // batch_size) for count in per_bucket)
 
+    def buckets(self, plan: Plan) -> dict[Bucket, tuple[int, int]]:
+        """Returns bucket -> its first step of the first epoch, and its steps an epoch."""
+        found: dict[Bucket, tuple[int, int]] = {}
+        for step in range(self.steps_per_epoch(plan.batch_size)):
+            bucket = self.examples[self.indices(plan, step)[0]].bucket
+            first, count = found.get(bucket, (step, 0))
+            found[bucket] = (first, count + 1)
+        return found
+
     def indices(self, plan: Plan, step: int) -> list[int]:
         """Returns which examples a step's whole batch holds."""
         epoch, place = divmod(step, self.steps_per_epoch(plan.batch_size))
@@ -219,7 +241,7 @@ class Examples:
         chosen = [self.examples[i] for i in self.indices(plan, step)]
         return [
             Augmentation.draw(rng, example.longest, example.bucket.size)
-            if int((i + 1) * share) > int(i * share)
+            if int((i + 1) * share) > int(i * share) and not example.plain
             else None
             for i, example in enumerate(chosen)
         ]
@@ -245,6 +267,17 @@ class Examples:
         """Numbers the tasks in the order of their names."""
         tasks = sorted({example.question.task_id for example in self.examples})
         return {task_id: row for row, task_id in enumerate(tasks)}
+
+    def _shown_again(self, examples: Sequence[Example]) -> list[Example]:
+        """Returns original pairs again, to be shown as a teacher saw them; without one, too.
+
+        So who has no teacher learns from the same examples, and differs in nothing else.
+        """
+        share, original = self.data.taught_fraction, [e for e in examples if e.has_teacher]
+        if self.model.kind != "grid" or not original:
+            return []
+        count = round(share / (1 - share) * len(examples))
+        return [replace(original[i % len(original)], plain=True) for i in range(count)]
 
     def _has_room(self, example: Example, answer: Grid) -> bool:
         side = self.model.answer_side if self.model.reads_features else example.bucket.size

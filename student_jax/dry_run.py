@@ -15,7 +15,7 @@ from rich.table import Table
 from bridge.tree import flatten
 from student_jax.batch import Batch
 from student_jax.config import TrainConfig
-from student_jax.data import Bucket, Examples, Plan
+from student_jax.data import Examples, Plan
 from student_jax.log import describe
 from student_jax.processes import is_first
 from student_jax.state import TrainState, empty_scaling, first_state, make_optimizer
@@ -51,7 +51,7 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
 
     step_fn, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
     rows, epoch_seconds = [], 0.0
-    buckets = sorted(buckets_of(examples, plan).items())
+    buckets = sorted(examples.buckets(plan).items())
     batches = [examples.train_batch(plan, first) for _, (first, _) in buckets]
     placed_ones = [place(batch) for batch in batches]
     programs = compile_each(step_fn, state, placed_ones)
@@ -100,16 +100,6 @@ def parameter_table(state: TrainState) -> Table:
     for name, count in counts.items():
         table.add_row(name, f"{count:,}")
     return table
-
-
-def buckets_of(examples: Examples, plan: Plan) -> dict[Bucket, tuple[int, int]]:
-    """Returns bucket -> its first step of the first epoch, and its steps an epoch."""
-    found: dict[Bucket, tuple[int, int]] = {}
-    for step in range(examples.steps_per_epoch(plan.batch_size)):
-        bucket = examples.examples[examples.indices(plan, step)[0]].bucket
-        first, count = found.get(bucket, (step, 0))
-        found[bucket] = (first, count + 1)
-    return found
 
 
 def describe_shapes(batch: Batch) -> str:

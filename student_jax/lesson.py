@@ -94,11 +94,13 @@ def make_lesson(task: Task, views: int = 1) -> Lesson:
 def share_forms(lessons: Sequence[Lesson], most: int) -> list[Lesson]:
     """Gives lessons larger forms, until there are few: again and again the two that cost least.
 
-    A form's programs take longer to compile on a GPU than many tasks take to be learnt.
+    A form's programs take longer to compile on a GPU than many tasks take to be learnt. Canvases
+    stay as they are: places and slots that are left over are masked, but a larger canvas would
+    give a task other answers beside other tasks.
 
     Args:
         lessons: of any forms.
-        most: how many forms may be left.
+        most: how many forms may be left, but for one a canvas side.
     """
     counts = Counter(lesson.form for lesson in lessons)
     larger = {form: form for form in counts}
@@ -107,8 +109,9 @@ def share_forms(lessons: Sequence[Lesson], most: int) -> list[Lesson]:
         both = Form(*map(max, *pair))
         return sum(counts[form] * (both.states - form.states) for form in pair)
 
-    while len(counts) > most:
-        pair = min(itertools.combinations(sorted(counts), 2), key=cost)
+    while len(counts) > max(most, len({form.side for form in counts})):
+        pairs = itertools.combinations(sorted(counts), 2)
+        pair = min((pair for pair in pairs if pair[0].side == pair[1].side), key=cost)
         both = Form(*map(max, *pair))
         together = sum(counts.pop(form) for form in pair)
         counts[both] += together

@@ -219,11 +219,16 @@ class TrainLog:
 
 def describe(config: TrainConfig, examples: Examples, state: TrainState) -> str:
     """Returns what a user should know before the first step."""
-    teacher = examples.store.provenance["weights"] if examples.store else "none"
+    teacher = "none"
+    if examples.store:
+        teacher = f"{examples.store.provenance['weights']}, seen in {examples.taught:.0%} of them"
     left_out = f", {examples.left_out} left out (answer off the canvas)" * bool(examples.left_out)
     doubles = "".join(
         f"\nleft out: task {task_id} has what held-out {', '.join(names)} has, but for symmetries"
         for task_id, names in examples.doubles.items()
+    )
+    doubles += "".join(
+        f"\nleft out: {count} generated pairs {why}" for why, count in examples.dropped.items()
     )
     leaked = ""
     if names := sorted(examples.leaked):

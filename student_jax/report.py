@@ -24,8 +24,8 @@ from student_jax.outcome import OUTCOMES, outcomes_of
 from student_jax.report_page import make_page
 from student_jax.report_pictures import make_sheet, write_png, write_svg
 from student_jax.rows import load_predictions, split_tasks
-from student_jax.solve import color_text
 from student_jax.tables import make_table
+from student_jax.terminal import color_text
 
 
 @dataclass(frozen=True, kw_only=True)

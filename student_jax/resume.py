@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import pkgutil
 import sys
@@ -205,7 +206,8 @@ def warm_start(notes: Notes, state: TrainState, warm: Solver) -> tuple[Notes, Tr
     return {**notes, "init": init, "trained_on": everything}, state
 
 
-def _modules() -> list[str]:
+@functools.cache
+def _modules() -> tuple[str, ...]:
     """The modules whose code decides what a student becomes: all of ours that training imports."""
     ours = {
         module.name
@@ -222,4 +224,4 @@ def _modules() -> list[str]:
             if isinstance(node, ast.ImportFrom):
                 named = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
                 left |= (named & ours) - found
-    return sorted(found)
+    return tuple(sorted(found))

@@ -6,25 +6,25 @@ python -m student_jax.solve 007bbfb7 --checkpoint runs/quickstart/grid
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from tqdm import tqdm
 
 from bridge import config as configs
-from bridge.arc import MAX_SIDE, Grid, Question, Task, open_questions
+from bridge.arc import MAX_SIDE, Question, Task, open_questions
 from bridge.arc_files import ARC_AGI_1, find_task, load_tasks
 from bridge.canvas import Attempts
 from bridge.errors import InputError
-from bridge.predictions import write_predictions
-from bridge.render import PALETTE
 from bridge.stop import Stop
 from bridge.weights import is_release
 from student_jax.config import AdaptConfig, Tier
 from student_jax.memory import begin_with_mimalloc
+from student_jax.terminal import print_attempts
 
 if TYPE_CHECKING:
     from student_jax.adapter import Adapted
@@ -72,6 +72,8 @@ class Asked:
             raise ValueError(
                 "max_side: one TASK is answered whatever its size; leave one of them out"
             )
+        if self.split != "dev" and (self.task, self.source) != (None, None):
+            raise ValueError("split: of the run's own tasks; leave it out with TASK or --source")
         if self.views < 1:
             raise ValueError(f"views: expected at least 1, got {self.views}")
         if not 1 <= self.max_side <= MAX_SIDE:
@@ -95,6 +97,11 @@ class SolveConfig(Asked):
     def __post_init__(self) -> None:
         """Checks how tasks are learnt, too."""
         super().__post_init__()
+        if self.adapt is None and (self.steps, self.seconds) != (
+            SolveConfig.steps,
+            SolveConfig.seconds,
+        ):
+            raise ValueError("steps, seconds: of learning; add --adapt weights, or leave them out")
         _ = self.learning
 
     @property
@@ -129,7 +136,7 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     # JAX takes a second to import; a bad task should not.
     from student_jax.cores import use_every_core
     from student_jax.keep import keep_memory_and_programs
-    from student_jax.solver import begin_again, by_task, load_solver
+    from student_jax.solver import begin_again, load_solver
 
     keep_memory_and_programs()
     if learning is not None:
@@ -138,32 +145,75 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
     solver = load_solver(config.checkpoint, config.which, store)
     if config.untrained:
         solver = begin_again(solver)
-    tasks = {single.task_id: single} if single else choose_tasks(config, solver)
-    blind = [task.blind() for task in tasks.values()]
-    started = time.perf_counter()
-    stop = Stop(exits=True)
-    adapted = learn(solver, learning, blind, config.views, stop) if learning else {}
-    attempts = {task_id: each.attempts for task_id, each in adapted.items()}
-    took = None
+    if single is not None:
+        show_answer(config, learning, store, solver, single)
+    else:
+        write_answers(config, learning, store, solver)
+
+
+def show_answer(
+    config: Asked, learning: AdaptConfig | None, store: str | None, solver: Solver, task: Task
+) -> None:
+    """Answers one task and prints the attempts."""
+    from student_jax.solver import by_task
+
+    stop, took, blind = Stop(exits=True), None, task.blind()
+    if learning is not None:
+        ((_, adapted),) = learn(solver, learning, [blind], config.views, stop)
+        attempts = adapted.attempts
+    elif solver.config.model.reads_features:
+        answers = solver.solve(open_questions(blind), store, config.views)
+        attempts = by_task([blind], answers)[task.task_id]
+    else:
+        attempts, took = answer_at_once(solver, open_questions(blind), config.views)
+    note = "trained on" if task.task_id in solver.trained_on else "not trained on"
+    print_attempts(Console(), task, attempts, note)
+    if took:
+        print(took)
+    if stop.requested:
+        raise KeyboardInterrupt
+
+
+def write_answers(
+    config: Asked, learning: AdaptConfig | None, store: str | None, solver: Solver
+) -> None:
+    """Answers many tasks into a file: those that learn are in it as soon as they are done."""
+    from student_jax.sheet import AnswerSheet
+    from student_jax.solver import by_task
+
+    tasks, stop = choose_tasks(config, solver), Stop(exits=True)
+    told = about(config, learning, solver)
+    sheet = AnswerSheet(place_of(config), told, list(tasks), solver.trained_on)
+    if sheet.attempts:
+        print(f"{sheet.path}: {len(sheet.attempts)} of {len(tasks)} tasks are there already")
+    blind = [task.blind() for task in tasks.values() if task.task_id not in sheet.attempts]
+    configs.save(config, sheet.path.with_suffix(".config.yaml"))
     if learning is None:
         questions = [question for task in blind for question in open_questions(task)]
-        if single is not None and not solver.config.model.reads_features:
-            attempts[single.task_id], took = answer_at_once(solver, questions, config.views)
-        else:
-            attempts = by_task(blind, solver.solve(questions, store, config.views))
-    seconds = time.perf_counter() - started
-    if single is not None:
-        note = "trained on" if single.task_id in solver.trained_on else "not trained on"
-        print_attempts(Console(), single, attempts[single.task_id], note)
-        if took:
-            print(took)
-        if stop.requested:
-            raise KeyboardInterrupt
-        return
+        answers = solver.solve(questions, store, config.views)
+        for task_id, attempts in by_task(blind, answers).items():
+            sheet.add(task_id, attempts)
+    else:
+        for task_id, adapted in learn(solver, learning, blind, config.views, stop):
+            sheet.add(task_id, adapted.attempts, cut=stop.requested, **told_of(adapted))
+    sheet.write(stopped=stop.requested)
+    inputs = sum(map(len, sheet.attempts.values()))
+    print(f"predictions: {sheet.path}: {len(sheet.attempts)} tasks, {inputs} test inputs")
+    if stop.requested:
+        left_out = len(tasks) - len(sheet.attempts)
+        print(f"stopped: {left_out} of {len(tasks)} tasks are left out; the same command goes on")
+        raise KeyboardInterrupt
+
+
+def place_of(config: Asked) -> Path:
+    """Returns the predictions file to write."""
     folder = Path("runs/solve") if is_release(config.checkpoint) else config.checkpoint
-    name = "untrained.json" if config.untrained else "predictions.json"
-    out = config.out or folder / name
-    about = {
+    return config.out or folder / ("untrained.json" if config.untrained else "predictions.json")
+
+
+def about(config: Asked, learning: AdaptConfig | None, solver: Solver) -> dict[str, Any]:
+    """Returns what predictions say of who answered what, and how."""
+    return {
         "student": solver.config.model.kind,
         "parameters": solver.num_parameters,
         "needs_teacher": solver.config.model.reads_features,
@@ -173,27 +223,18 @@ def solve(config: Asked, learning: AdaptConfig | None, store: str | None = None)
         "untrained": config.untrained,
         "checkpoint": str(config.checkpoint),
         "step": solver.step,
+        "weights": solver.digest(),
         "which": config.which,
         "views": config.views,
-        # Of all tasks together, compilation included.
-        "answering": {"tasks": len(attempts), "seconds": seconds},
-        "stopped": stop.requested,  # then tasks are missing, and the last ones hardly learnt
         "learning": asdict(learning) if learning else None,
-        "adapted": {
-            task_id: {name: getattr(each, name) for name in ("fit", "steps", "seconds", "rounds")}
-            for task_id, each in adapted.items()
-        },
         "source": config.source or solver.config.data.tasks.source,
         "max_side": config.max_side,  # larger tasks were not asked
-        "trained_on": sorted(set(attempts) & solver.trained_on),
     }
-    write_predictions(out, about, attempts)
-    configs.save(config, out.with_suffix(".config.yaml"))
-    inputs = sum(map(len, attempts.values()))
-    print(f"predictions: {out}: {len(attempts)} tasks, {inputs} test inputs")
-    if stop.requested:
-        print(f"stopped: {len(tasks) - len(attempts)} of {len(tasks)} tasks are left out")
-        raise KeyboardInterrupt
+
+
+def told_of(adapted: Adapted) -> dict[str, Any]:
+    """Returns what predictions say of how a task was learnt."""
+    return {name: getattr(adapted, name) for name in ("fit", "steps", "seconds", "rounds", "agree")}
 
 
 def answer_at_once(
@@ -241,63 +282,21 @@ def choose_tasks(config: Asked, solver: Solver) -> dict[str, Task]:
 
 def learn(
     solver: Solver, learning: AdaptConfig, blind: list[Task], views: int, stop: Stop
-) -> dict[str, Adapted]:
-    """Learns each task and says what became of it; in the order of the tasks.
+) -> Iterator[tuple[str, Adapted]]:
+    """Learns each task and says what became of it, as they are done.
 
     A signal ends the learning: what is learnt by then answers, and what has not begun is left out.
     """
     from student_jax.adapter import Adapter
 
-    found = {}
     with stop:
         for task_id, adapted in Adapter(solver, learning).adapt(blind, views, stop=stop):
-            found[task_id] = adapted
-            print(
+            tqdm.write(
                 f"{task_id}: {adapted.fit:.1%} of the demonstrations' cells after {adapted.steps} "
-                f"steps in {adapted.rounds} rounds, {adapted.seconds:.1f} s"
+                f"steps in {adapted.rounds} rounds, {adapted.seconds:.1f} s; "
+                f"{adapted.agree:.0%} of the views agree"
             )
-    return {task.task_id: found[task.task_id] for task in blind if task.task_id in found}
-
-
-def print_attempts(console: Console, task: Task, attempts: tuple[Attempts, ...], note: str) -> None:
-    """Prints each test input with the attempts, and the expected grid where it is known."""
-    for i, attempt in enumerate(attempts):
-        expected = task.test_outputs[i] if task.test_outputs else None
-        columns: dict[str, Grid] = {
-            f"test input {i}": task.test_inputs[i],
-            f"attempt 1 {_verdict(attempt.first, expected)}": attempt.first,
-            f"attempt 2 {_verdict(attempt.second, expected)}": attempt.second,
-        }
-        if expected is not None:
-            columns["expected"] = expected
-        table = Table(
-            *columns,
-            title=f"{task.task_id} ({note})   confidence {attempt.confidence:.0%}",
-            title_justify="left",
-            box=None,
-            padding=(0, 3, 0, 0),
-        )
-        table.add_row(*(color_text(grid) for grid in columns.values()))
-        console.print(table)
-
-
-def color_text(grid: Grid) -> str:
-    """Returns a grid as rich markup; the digits stay readable where there is no color."""
-    lines = []
-    for row in grid:
-        cells = []
-        for value in row:
-            red, green, blue = (int(x) for x in PALETTE[value])
-            ink = "black" if red + green + blue > 380 else "white"
-            cells.append(f"[{ink} on rgb({red},{green},{blue})]{value} [/]")
-        lines.append("".join(cells))
-    return "\n".join(lines)
-
-
-def _verdict(grid: Grid, expected: Grid | None) -> str:
-    if expected is None:
-        return ""
-    return "✓" if grid.shape == expected.shape and (grid == expected).all() else "✗"
+            yield task_id, adapted
 
 
 if __name__ == "__main__":

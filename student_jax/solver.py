@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +25,7 @@ from bridge.store import FeatureStore, check_provenance
 from bridge.transforms import Transform
 from bridge.weights import is_release
 from student_jax.batch import Augmentation, Batch, scale_teacher, smallest_batch
-from student_jax.checkpoints import Checkpoints
+from student_jax.checkpoints import Checkpoints, digests_of
 from student_jax.config import ModelConfig, TrainConfig
 from student_jax.cores import map_at_once
 from student_jax.data import Bucket, Examples
@@ -58,6 +60,11 @@ class Solver:
     def num_parameters(self) -> int:
         """Unique weights, embedding tables included."""
         return optax.tree.size(self.params)
+
+    def digest(self) -> str:
+        """Returns a sha256 of all weights."""
+        leaves = digests_of(self.params)
+        return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()
 
     @property
     def taught_before(self) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ python -m student_jax.train --config configs/quickstart_grid.yaml
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import ExitStack
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -14,9 +16,9 @@ from tqdm import tqdm
 from bridge import config as configs
 from bridge.arc import Task, all_questions, known_answers
 from bridge.audit import known_answers_of
-from bridge.duplicates import content_key, keys_of
+from bridge.duplicates import keys_of
 from bridge.errors import InputError
-from bridge.rearc import generated_questions, load_generated
+from bridge.rearc import distinct_pairs, generated_questions, load_generated
 from bridge.scaling import Scaling, covariance_of, layer_norm, no_scaling, phi_s, standardise
 from bridge.stop import Stop
 from bridge.store import FeatureStore
@@ -26,7 +28,7 @@ from student_jax.config import TrainConfig
 from student_jax.cores import use_every_core
 from student_jax.data import Examples, Plan
 from student_jax.development import Development, is_stale
-from student_jax.dry_run import buckets_of, dry_run
+from student_jax.dry_run import dry_run
 from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.keep import keep_programs
 from student_jax.log import TrainLog, describe
@@ -99,7 +101,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         start = f"resuming at step {first_step}" if first_step else start
         log.say(f"{describe(config, examples, state)}\n{start}")
         if jax.default_backend() != "cpu" and config.map == "shard_map":
-            firsts = [first for first, _ in buckets_of(examples, plan).values()]
+            firsts = [first for first, _ in examples.buckets(plan).values()]
             drawn = [place(examples.train_batch(plan, first)) for first in firsts]
             log.say(f"compiling the step for {len(drawn)} shapes")
             step_fn = compile_ahead(step_fn, state, drawn)
@@ -192,20 +194,21 @@ def load_examples(
     seen = {key: names for task in kept for key, names in keys[task.task_id].items()}
     questions = [question for task in kept for question in all_questions(task)]
     answers = {name: grid for task in kept for name, grid in known_answers(task).items()}
+    dropped: Counter[str] = Counter()
     if config.data.rearc is not None:
         task_ids = {task.task_id for task in kept}
         generated = load_generated(config.data.rearc, task_ids, config.data.tasks.max_side)
         for task_id, pairs in generated.items():
-            keyed = [(content_key(pair), pair) for pair in pairs]
-            more, known = generated_questions(task_id, [pair for k, pair in keyed if k not in held])
-            seen |= {key: [f"{task_id}, generated"] for key, _ in keyed if key not in held}
+            distinct, without = distinct_pairs(pairs, held.keys())
+            more, known = generated_questions(task_id, list(distinct.values()))
+            dropped += without
+            seen |= {key: [f"{task_id}, generated"] for key in distinct}
             questions += more
             answers |= known
     questions = [question for question in questions if question.example_id in answers]
     known_of = known_answers_of(seen)
-    examples = Examples(
-        questions, answers, config.model, config.data, store, doubles=doubles, leaked=known_of
-    )
+    told: dict[str, Any] = {"doubles": doubles, "leaked": known_of, "dropped": dropped}
+    examples = Examples(questions, answers, config.model, config.data, store, **told)
     if not examples.examples:
         raise InputError("data.tasks: no training example is left; raise max_side or limit")
     rows, tasks_left = config.model.table, {e.question.task_id for e in examples.examples}
@@ -223,7 +226,7 @@ def make_scaling(kind: str, store: FeatureStore | None, examples: Examples) -> S
         return no_scaling(examples.feature_width)
     if kind == "layer_norm":
         return layer_norm(store.feature_width)
-    names = [e.question.example_id for e in examples.examples if e.has_teacher]
+    names = [e.question.example_id for e in examples.examples if e.has_teacher and not e.plain]
     statistics = store.statistics(names)
     if kind == "standardise":
         return standardise(statistics)

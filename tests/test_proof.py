@@ -1,12 +1,16 @@
 """The proof of a student: trained, frozen, answered once, beside its control."""
 
+import functools
 import importlib
 import json
+import subprocess
 import sys
 import typing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 import yaml
 
@@ -35,6 +39,12 @@ def called(monkeypatch):
         return 0, False
 
     monkeypatch.setattr(proof, "call", call)
+    # Asked once what the device is, and not in each of five calls, by a process that imports JAX.
+    run = functools.cache(lambda *command: subprocess.run(command, capture_output=True, text=True))
+    asks = SimpleNamespace(run=lambda command, **_: run(*command))
+    monkeypatch.setattr(proof, "subprocess", asks)
+    # Each device has programs of its own.
+    monkeypatch.setattr(jax, "local_devices", lambda **_: jax.devices()[:1])
     return called
 
 
@@ -47,7 +57,9 @@ def freeze(config):
 @pytest.fixture
 def asked(task_folder, store_path, tmp_path):
     """A proof of a tiny student, whose tasks learn for no time."""
-    value = train_dict(task_folder, store_path, tmp_path, **{"data.tasks.dev_fraction": 0.5})
+    value = train_dict(
+        task_folder, store_path, tmp_path, **{"data.tasks.dev_fraction": 0.5, "dev_questions": 64}
+    )
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(value))
     tiny = {"tiers": ("tokens",), "seconds": 1e-6, "views": 2}

@@ -44,7 +44,11 @@ from student_jax.train import train
 
 # Features are of the original pairs alone, and of those that are not augmented.
 SEEN = {"data.rearc": None, "data.augmented_fraction": 0.5}
-STORES = {"pretrained": "teacher: DINOv2", "random": "teacher: DINOv2, random weights"}
+STORES = {  # the teacher's weights
+    "teacher: DINOv2": "pretrained",
+    "teacher: DINOv2, fading": "pretrained",
+    "teacher: DINOv2, random weights": "random",
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as configured": {},
     "1-D positions": {"model.positions": "1-d"},
@@ -52,8 +56,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no loops": {"model.loops": 1},
     "queries alone": {"loss.left_out": 0.0},
     "no teacher": SEEN,
-    STORES["pretrained"]: SEEN,
-    STORES["random"]: SEEN,
+    "teacher: DINOv2": SEEN,
+    "teacher: DINOv2, fading": {**SEEN, "loss.fade": 0.5},
+    "teacher: DINOv2, random weights": SEEN,
 }
 TIERS = ("zero-shot", "adapted weights")
 BUDGET = ("base", "max_side", "train_steps", "adapt_steps", "views")  # alike in all rows
@@ -149,9 +154,8 @@ def settings_of(config: AblateConfig, name: str, seed: int) -> TrainConfig:
         "seed": seed,
         "out": str(config.runs / f"{name.replace(': ', '_').replace(' ', '_')}-{seed}"),
     }
-    for weights, title in STORES.items():
-        if name == title:
-            changes["data.store"] = str(config.runs / f"features_{weights}")
+    if name in STORES:
+        changes["data.store"] = str(config.runs / f"features_{STORES[name]}")
     return configs.from_dict(TrainConfig, unflatten({**flatten(base), **changes}))
 
 
@@ -165,9 +169,8 @@ def measure(config: AblateConfig, name: str, seed: int) -> list[dict[str, Any]]:
     """Trains one variant and scores it in both tiers, in one view and in a vote."""
     make_room_for_programs()
     settings = settings_of(config, name, seed)
-    for weights, title in STORES.items():
-        if name == title:
-            extract(settings, weights)
+    if name in STORES:
+        extract(settings, STORES[name])
     started = time.perf_counter()
     train(settings)
     trained = time.perf_counter() - started

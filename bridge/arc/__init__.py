@@ -161,10 +161,7 @@ def parse_task(task_id: str, value: Any, where: str, solutions: Any = None) -> T
             f"{where}: expected an object with 'train' and 'test', got {_short(value)}"
         )
     demonstrations = tuple(
-        Pair(
-            _grid_at(item, "input", f"{where}: train[{i}]"),
-            _grid_at(item, "output", f"{where}: train[{i}]"),
-        )
+        parse_pair(item, f"{where}: train[{i}]")
         for i, item in enumerate(_pairs(value, "train", where))
     )
     tests = _pairs(value, "test", where)
@@ -182,12 +179,26 @@ def parse_task(task_id: str, value: Any, where: str, solutions: Any = None) -> T
     return Task(task_id, demonstrations, inputs, answers or None)
 
 
+def parse_pair(item: Any, where: str) -> Pair:
+    """Reads a pair of grids.
+
+    Args:
+        item: `{"input": grid, "output": grid}`.
+        where: for error texts.
+
+    Raises:
+        InputError: naming the first fault.
+    """
+    return Pair(_grid_at(item, "input", where), _grid_at(item, "output", where))
+
+
 def _pairs(value: Mapping[str, Any], key: str, where: str) -> list[Any]:
     if key not in value:
         raise InputError(f"{where}: expected the key '{key}', got {_names(value)}")
     items = value[key]
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_PAIRS:
-        raise InputError(f"{where}: {key}: expected a list of 1..{MAX_PAIRS}, got {_short(items)}")
+        got = f"one of {len(items)}" if isinstance(items, list) else _short(items)
+        raise InputError(f"{where}: {key}: expected a list of 1..{MAX_PAIRS} pairs, got {got}")
     return items
 
 

@@ -34,7 +34,7 @@ GRID = ("train", 0, "input")
         (broken(("train",), KeyError), "expected the key 'train'"),
         (broken(("test",), KeyError), "expected the key 'test'"),
         (broken(("train", 0, "output"), KeyError), "train[0]: expected an object with the key"),
-        (broken(("train",), []), "train: expected a list of 1..1000"),
+        (broken(("train",), []), "train: expected a list of 1..1000 pairs, got one of 0"),
         (broken(("train",), {"0": 1}), "train: expected a list of 1..1000"),
         (broken(("train", 0), 7), "train[0]: expected an object with the key 'input', got int 7"),
         (broken(GRID, []), "train[0].input: expected 1..30 rows, got 0"),

@@ -68,6 +68,19 @@ def test_bad_grid_is_named(folder):
     (folder / "a.json").write_text(json.dumps([{"input": [[11]], "output": [[1]]}]))
     with pytest.raises(InputError, match=r"a\.json\[0\]\.input"):
         load_generated(folder, {"a"}, 30)
+    for broken in ({"input": [[1]]}, [{"input": [[1]]}], [3]):
+        (folder / "a.json").write_text(json.dumps(broken))
+        with pytest.raises(InputError, match=r"a\.json.*: expected a"):
+            load_generated(folder, {"a"}, 30)
+    (folder / ABOUT).write_text("{}")
+    with pytest.raises(InputError, match=r"about\.json: expected what this command wrote"):
+        load_generated(folder, {"b"}, 30)
+
+
+def test_pairs_of_tasks_that_repeat_the_evaluation_set_are_never_loaded(folder):
+    """Also from RE-ARC's own folder, which has them."""
+    (folder / "40853293.json").write_text((folder / "b.json").read_text())
+    assert list(load_generated(folder, {"40853293", "b"}, 30)) == ["b"]
 
 
 PAIR = {"input": [[1]], "output": [[2]]}

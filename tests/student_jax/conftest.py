@@ -5,21 +5,24 @@ import shutil
 from dataclasses import replace
 from functools import lru_cache
 
+import jax
+import numpy as np
 import pytest
 
 from bridge import config as configs
-from student_jax import checkpoints
+from student_jax import checkpoints, proofs
 from student_jax import train as module
 from student_jax.config import TrainConfig
 from student_jax.train import train
 from tests.conftest import train_dict
-from tests.student_jax.runs import FIRST, LONG, Stopped, complete_steps
+from tests.student_jax.runs import FEW_DRAWS, FIRST, LONG, Stopped, complete_steps
 
 
 @pytest.fixture(autouse=True, scope="session")
 def traced_once():
     """Runs that compute alike share their traced programs: tracing is most of a tiny run's time."""
-    made, like = module.make_train_step, checkpoints.state_like
+    made, like, first = module.make_train_step, checkpoints.state_like, module.first_state
+    begun = {}
 
     @lru_cache
     def keep(config, model, mesh):
@@ -28,6 +31,14 @@ def traced_once():
     @lru_cache
     def remember(config, width):
         return like({"config": configs.to_dict(config), "feature_width": width})
+
+    def begin(config, model, tx, scaling, sharding):
+        loss, averaged = config.loss, config.optim.ema_decay > 0
+        what = (config.seed, config.model, loss.form, loss.scaling, averaged, len(scaling.mean))
+        if what not in begun:
+            begun[what] = jax.device_get(first(config, model, tx, scaling, sharding))
+        fresh = jax.tree.map(np.copy, replace(begun[what], scaling=scaling))  # steps donate it
+        return jax.device_put(fresh, sharding)
 
     def bare(config):
         """What decides the programs."""
@@ -43,6 +54,7 @@ def traced_once():
             "make_train_step",
             lambda config, model, _, mesh: keep(bare(config), model, mesh),
         )
+        patch.setattr(module, "first_state", begin)
         patch.setattr(
             checkpoints,
             "state_like",
@@ -53,8 +65,24 @@ def traced_once():
         yield
 
 
+@pytest.fixture(scope="module")
+def few_shapes():
+    """Exports prove few shapes, since each compiles; `slow` tests export with all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proofs, "GRID_DRAWS", FEW_DRAWS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """What was there before a module has no part in its collections, which would take seconds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
-def collect():
+def collect(frozen):
     """Collects before the test ends, where what is found is let pass; see `runs.HARMED`."""
     yield
     gc.collect()

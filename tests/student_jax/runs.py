@@ -2,16 +2,19 @@
 
 import json
 import re
+import signal
 import sys
 
 import pytest
 import yaml
 
+from bridge import config as configs
 from bridge import weights
 from student_jax.checkpoints import Checkpoints
 from student_jax.development import Development
 from student_jax.export import describe, torch_tensors
 from student_jax.log import TrainLog
+from student_jax.proofs import Draw
 
 # Orbax leaves what a failed save or restore did not wait for to the collector: it is let pass.
 HARMED = [
@@ -21,8 +24,16 @@ HARMED = [
     ),
     pytest.mark.usefixtures("collect"),
 ]
-SCORES = [0.1, 0.5, 0.2, 0.3, 0.2, 0.1]  # of the held-out questions, at each checkpoint
-LONG = {"optim.total_steps": 40, "checkpoint_steps": 10, "dev_questions": 0}
+SCORES = [0.5, 0.1, 0.3, 0.2]  # of the held-out questions, at each checkpoint
+TRIED = {"checkpoint_steps": 1, "dev_questions": 64}  # of a run with these
+LONG = {"optim.total_steps": 40, "checkpoint_steps": 10}
+FEW_DRAWS = (  # of an export's proofs: every size that is free takes several values
+    Draw(2, 3, 8, 4, random=24, real=24),
+    Draw(2, 3, 12, 6, random=16, real=8),
+    Draw(3, 1, 12, 6, random=16),
+    Draw(1, 10, 8, 10, random=12),
+    Draw(1, 2, 16, 4, random=4),
+)
 FIRST, FAILED = 20, 30  # the last step that is saved before a disk is full, and the next
 
 
@@ -51,6 +62,19 @@ def contents(out):
     with Checkpoints(out) as checkpoints:
         about = checkpoints.about()
     return about["digests"], about["dev"], complete_steps(out)
+
+
+def end_of(monkeypatch, main, config_type, *arguments):
+    """Runs a command in this process, where JAX is imported already; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            configs.command(main, config_type)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return ended.value.code
 
 
 def release(solver, folder):

@@ -2,8 +2,6 @@
 
 import itertools
 import shutil
-import signal
-import sys
 from dataclasses import replace
 
 import jax
@@ -20,7 +18,7 @@ from student_jax.config import TrainConfig
 from student_jax.data import Plan
 from student_jax.train import train
 from tests.conftest import examples_of, metric_lines
-from tests.student_jax.runs import FIRST, HARMED, LONG, complete_steps, without_bar
+from tests.student_jax.runs import FIRST, HARMED, LONG, complete_steps, end_of, without_bar
 
 pytestmark = HARMED
 
@@ -46,18 +44,6 @@ def first_shown(examples, plan, name):
         ]
 
     return next(step for step in itertools.count() if shows(step))
-
-
-def end_of(monkeypatch, path):
-    """Runs the command here and returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["train", "--config", str(path)])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            configs.command(module.main, TrainConfig)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return ended.value.code
 
 
 def test_features_that_are_not_finite_stop_the_run_before_it_saves_them(
@@ -87,7 +73,7 @@ def test_features_that_are_not_finite_stop_the_run_before_it_saves_them(
         spoilt = rewrite(store, tmp_path / "spoilt", spoil)
     config = replace(config, data=replace(config.data, store=spoilt.path))
     configs.save(config, tmp_path / "config.yaml")
-    assert end_of(monkeypatch, tmp_path / "config.yaml") == 2
+    assert end_of(monkeypatch, module.main, TrainConfig, "--config", tmp_path / "config.yaml") == 2
     (line,) = without_bar(capsys.readouterr().err)
     assert line.startswith(f"error: step {step + 1}: ")
     assert "loss" in line.split(" not finite")[0]

@@ -11,13 +11,14 @@ import pytest
 
 from bridge import config as configs
 from bridge.errors import InputError
-from student_jax.checkpoints import Checkpoints, digests_of
+from student_jax.checkpoints import Checkpoints, CheckpointsConfig, digests_of
+from student_jax.checkpoints import main as checkpoints_main
 from student_jax.config import TrainConfig
 from student_jax.solver import load_solver
 from student_jax.state import state_like
 from student_jax.train import train
 from tests.conftest import metric_lines, train_dict
-from tests.student_jax.runs import HARMED, SCORES, scripted
+from tests.student_jax.runs import HARMED, SCORES, TRIED, end_of, scripted
 from tests.test_walls import invoke
 
 pytestmark = HARMED
@@ -135,15 +136,15 @@ def test_nothing_whole_is_an_error_and_nothing_is_deleted(run, task_folder, stor
     assert {path.name for path in (run / "checkpoints").iterdir()} >= {"2", "4"}
 
 
-def test_verify_names_what_is_damaged(run):
+def test_verify_names_what_is_damaged(run, monkeypatch, capsys):
     done = invoke("student_jax.checkpoints", "verify", str(run))
     assert done.returncode == 0, done.stderr
     assert "whole: step 4" in done.stdout
     spoil(run, 2, "flip")
-    done = invoke("student_jax.checkpoints", "verify", str(run))
-    assert done.returncode == 1
-    assert "whole: step 4" in done.stdout
-    assert "step 2 is damaged" in done.stdout
+    assert end_of(monkeypatch, checkpoints_main, CheckpointsConfig, "verify", run) == 1
+    told = capsys.readouterr().out
+    assert "whole: step 4" in told
+    assert "step 2 is damaged" in told
 
 
 def test_restored_leaves_are_those_saved(finished):
@@ -156,12 +157,12 @@ def test_restored_leaves_are_those_saved(finished):
 
 
 def test_best_that_is_damaged_gives_way_to_the_next_best(train_config, monkeypatch, capsys):
-    config = train_config(**{"optim.total_steps": 6, "checkpoint_steps": 1})
+    config = train_config(**TRIED)
     scripted(monkeypatch, SCORES)
     train(config)
-    for path in (config.out / "checkpoints/2/state").rglob("d/*"):
+    for path in (config.out / "checkpoints/1/state").rglob("d/*"):
         path.write_bytes(b"")
-    assert load_solver(config.out, "best").step == 5
+    assert load_solver(config.out, "best").step == 3
     printed = capsys.readouterr().err
-    assert "step 2 is damaged" in printed
+    assert "step 1 is damaged" in printed
     assert "Traceback" not in printed

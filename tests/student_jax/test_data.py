@@ -79,6 +79,24 @@ def test_batches_do_not_depend_on_where_a_run_starts(examples):
     resumed.close()
 
 
+@pytest.mark.parametrize("store", [True, False])
+def test_the_teacher_is_seen_in_the_share_that_is_asked_for(train_config, store_path, store):
+    """Where all else is augmented; without a teacher the examples are the same."""
+    changes = {"data.augmented_fraction": 1.0, "data.taught_fraction": 0.25}
+    config = train_config(**changes) if store else train_config(store=None, **changes)
+    examples = examples_of(config, FeatureStore(store_path) if store else None)
+    plain = [example for example in examples.examples if example.plain]
+    assert len(plain) == round(len(examples.examples) / 4)
+    assert {example.question.example_id for example in plain} <= {
+        example.question.example_id for example in examples.examples if not example.plain
+    }
+    assert examples.taught == pytest.approx(0.25 * store, abs=0.02)
+    plan, steps = Plan(0, 4), examples.steps_per_epoch(4)
+    seen = [examples.train_batch(plan, step).teacher_mask.any(1) for step in range(steps)]
+    shown = [[examples.examples[i].plain for i in examples.indices(plan, s)] for s in range(steps)]
+    assert np.concatenate(seen).tolist() == [p and store for each in shown for p in each]
+
+
 def test_augmented_examples_carry_no_teacher(examples):
     batch = examples.train_batch(Plan(0, 4), 0)
     has_teacher = batch.teacher_mask.any(1)
@@ -158,24 +176,47 @@ def test_sequence_beyond_the_models_positions_is_one_line(train_config, store_pa
 
 def test_generated_pairs_are_trained_on_without_a_teacher(train_config, store_path, tmp_path):
     (tmp_path / "1a.json").write_text(
-        json.dumps([{"input": [[i, 0]], "output": [[0, i]]} for i in range(5)])
+        json.dumps([{"input": [[1] * i + [0]], "output": [[0] + [1] * i]} for i in range(1, 6)])
     )
     config = train_config(**{"data.rearc": str(tmp_path), "data.augmented_fraction": 0.0})
     examples = examples_of(config, FeatureStore(store_path))
     generated = [i for i, e in enumerate(examples.examples) if not e.has_teacher]
     assert len(generated) == 5
-    second = next(i for i in generated if examples.examples[i].question.query[0, 0] == 1)
+    second = next(i for i in generated if examples.examples[i].question.query.size == 3)
     batch = examples.batch([second])
     assert not batch.teacher_mask.any()
-    np.testing.assert_array_equal(batch.query[0, 0, :2], [1, 0])
-    np.testing.assert_array_equal(batch.answer[0, 0, :2], [0, 1])
+    np.testing.assert_array_equal(batch.query[0, 0, :3], [1, 1, 0])
+    np.testing.assert_array_equal(batch.answer[0, 0, :3], [0, 1, 1])
+
+
+def test_generated_pairs_that_are_twins_or_held_out_are_left_out_and_counted(
+    train_config, tmp_path
+):
+    config = train_config(store=None, **{"data.rearc": str(tmp_path)})
+    tasks = config.data.tasks.load()
+    held = tasks["1b"].demonstrations[0]
+    turned = Transform(3, tuple(range(9, -1, -1)))
+    pairs = [Pair(np.ones((1, i), np.uint8), np.zeros((1, i), np.uint8)) for i in range(1, 6)]
+    twin, leak = (
+        Pair(turned.grid(each.input), turned.grid(each.output)) for each in (pairs[0], held)
+    )
+    value = [
+        {"input": pair.input.tolist(), "output": pair.output.tolist()}
+        for pair in (*pairs, twin, leak)
+    ]
+    (tmp_path / "1a.json").write_text(json.dumps(value))
+    examples = load_examples(config, {"1a": tasks["1a"]}, {"1b": tasks["1b"]}, None)
+    assert sum(not example.has_teacher for example in examples.examples) == 5
+    assert examples.dropped == {"twins of others": 1, "that held-out tasks have": 1}
+    told = describe(config, examples, SimpleNamespace(params={}))
+    assert "left out: 1 generated pairs twins of others" in told
 
 
 @pytest.mark.parametrize("kind", ["standardise", "phi_s"])
 def test_scaling_goes_by_what_the_teacher_saw(train_config, store_path, tmp_path, kind):
     """Generated pairs are no part of a store, so they have no part in its statistics."""
     (tmp_path / "1a.json").write_text(
-        json.dumps([{"input": [[i, 0]], "output": [[0, i]]} for i in range(5)])
+        json.dumps([{"input": [[1] * i + [0]], "output": [[0] + [1] * i]} for i in range(1, 6)])
     )
     store = FeatureStore(store_path)
     with_pairs = examples_of(train_config(**{"data.rearc": str(tmp_path)}), store)

@@ -41,7 +41,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def exported(request, task_folder, store_path, tmp_path_factory):
+def exported(request, task_folder, store_path, tmp_path_factory, few_shapes):
     """A short run of each kind, and its export."""
     from bridge import config as configs
     from student_jax.config import TrainConfig

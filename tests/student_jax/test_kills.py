@@ -1,7 +1,6 @@
 """A run that is killed anywhere ends as if it was not."""
 
 import functools
-import os
 import subprocess
 import time
 
@@ -9,8 +8,11 @@ import chex
 import numpy as np
 import pytest
 
+from bridge import config as configs
+from student_jax.config import TrainConfig
 from student_jax.solver import load_solver
-from tests.conftest import ROOT, metric_lines, train_dict, virtual_devices
+from student_jax.train import train
+from tests.conftest import ROOT, metric_lines, train_dict
 from tests.student_jax.runs import (
     HARMED,
     command_line,
@@ -26,6 +28,7 @@ EVERYTHING = {  # that a start has to take up where it was
     "model.dropout": 0.1,
     "optim.ema_decay": 0.9,
     "optim.accumulate": 2,
+    "optim.batch_size": 8,
     "data.augmented_fraction": 0.5,
     "checkpoint_steps": 10,
     "dev_questions": 4,
@@ -34,15 +37,12 @@ EVERYTHING = {  # that a start has to take up where it was
 
 @pytest.fixture
 def start():
-    """Starts commands with two devices; leaves none behind."""
+    """Starts commands; leaves none behind."""
     started = []
-    environment = {**os.environ, "XLA_FLAGS": virtual_devices(2)}
 
     def make(command, errors):
         with errors.open("a") as file:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=file
-            )
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file)
         started.append(process)
         return process
 
@@ -106,15 +106,13 @@ def test_run_that_is_killed_anywhere_ends_as_if_it_was_not(
     task_folder, store_path, tmp_path, start, kills, steps
 ):
     """Every other kill comes while training, at most so late that none finds the run at its end."""
-    begin = {}
-    for name in ("whole", "killed"):
-        changes = {**EVERYTHING, "optim.total_steps": steps}
-        value = train_dict(task_folder, store_path, tmp_path / name, **changes)
-        command = command_line(value, tmp_path / f"{name}.yaml")
-        begin[name] = functools.partial(start, command, tmp_path / f"{name}.err")
+    changes = {**EVERYTHING, "optim.total_steps": steps}
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    unbroken = begin["whole"]()
-    run, rng = Killed(begin["killed"], out), np.random.default_rng(kills)
+    train(configs.from_dict(TrainConfig, train_dict(task_folder, store_path, whole, **changes)))
+    value = train_dict(task_folder, store_path, out, **changes)
+    command = command_line(value, tmp_path / "killed.yaml")
+    begin = functools.partial(start, command, tmp_path / "killed.err")
+    run, rng = Killed(begin, out), np.random.default_rng(kills)
     most = int(1.6 * steps / kills)
     newest = 0
     for kill in range(kills):
@@ -126,8 +124,7 @@ def test_run_that_is_killed_anywhere_ends_as_if_it_was_not(
         assert saved >= newest
         newest = saved
     assert newest > 0
-    for process in (begin["killed"](), unbroken):
-        assert process.wait(PATIENCE) == 0
+    assert begin().wait(PATIENCE) == 0
     assert "is damaged" not in (tmp_path / "killed.err").read_text()
     assert metric_lines(out) == metric_lines(whole)
     assert contents(out) == contents(whole)

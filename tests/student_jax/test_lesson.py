@@ -55,8 +55,8 @@ def test_lessons_share_forms_until_few_are_left(task):
 
     assert left(4) == left(9) == [lesson.form for lesson in lessons]
     assert left(3) == [Form(8, 2, 6)] * 4 + [Form(8, 3, 6)] * 2 + [Form(32, 2, 4)] * 2
-    assert left(2) == [Form(8, 3, 6)] * 6 + [Form(32, 2, 4)] * 2
-    assert left(1) == [Form(32, 3, 6)] * 8
+    # Never of two canvases: a task's answer would hang on what else is asked.
+    assert left(2) == left(1) == [Form(8, 3, 6)] * 6 + [Form(32, 2, 4)] * 2
 
 
 def test_a_lesson_of_a_larger_form_is_drawn_in_it(task):

@@ -10,7 +10,8 @@ from bridge.arc import open_questions
 from bridge.errors import InputError
 from bridge.predictions import read_predictions
 from bridge.proofs import read_proofs
-from student_jax.solve import NANO
+from student_jax.solve import NANO, SolveConfig
+from student_jax.solve import main as solve_main
 from student_jax.solver import load_solver
 from tests.test_walls import invoke
 
@@ -63,8 +64,7 @@ def test_solve_works_out_of_the_box(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "mirror" in done.stdout
     out = tmp_path / "p.json"
-    done = invoke("student_jax.solve", "--source", str(tmp_path), "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    solve_main(SolveConfig(source=str(tmp_path), out=out))
     predictions = read_predictions(out)
     assert predictions.about["parameters"] <= 2_000_000
     assert np.asarray(predictions.attempts["mirror"][0].first).size >= 1

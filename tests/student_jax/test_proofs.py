@@ -11,12 +11,12 @@ from bridge.proofs import MIN_PROOFS, Proof
 from student_jax.batch import ROOMS, room_for
 from student_jax.config import DataConfig, ModelConfig, TrainConfig
 from student_jax.proofs import feature_inputs, grid_inputs
-from student_jax.stablehlo import Program, fitting, programs_of
+from student_jax.stablehlo import Program, fitting, inputs_like, programs_of
 
 
 def grids(most):
-    data = DataConfig(max_demonstrations=most)
-    return list(grid_inputs(SimpleNamespace(config=TrainConfig(data=data))))
+    solver = SimpleNamespace(config=TrainConfig(data=DataConfig(max_demonstrations=most)))
+    return solver, list(grid_inputs(solver))
 
 
 def features(max_tokens):
@@ -34,7 +34,7 @@ def colors_shown(inputs, i):
 
 @pytest.mark.parametrize("most", [1, 3, 4, 10])
 def test_every_bucket_is_shown_as_many_colors_as_it_is_for(most):
-    drawn = grids(most)
+    _, drawn = grids(most)
     assert MIN_PROOFS <= len(drawn) <= 130
     most_shown, filled = defaultdict(int), defaultdict(set)
     for inputs in drawn:
@@ -47,6 +47,22 @@ def test_every_bucket_is_shown_as_many_colors_as_it_is_for(most):
     assert set.union(*filled.values()) >= {0, 1, most}
     assert {len(inputs["query"]) for inputs in drawn} == {1, 2, 3}
     assert {inputs["mask"].shape[1] for inputs in drawn} >= {1, min(2, most), most}
+
+
+def test_a_program_of_grids_is_shown_its_bucket_as_it_takes_it():
+    solver, drawn = grids(4)
+    proofs = [Proof(inputs, np.zeros(0, np.float32)) for inputs in drawn]
+    programs = programs_of(solver)
+    assert len({program.file for program in programs}) == 18
+    shown = [fitting(solver, proofs, program) for program in programs]
+    assert all(shown)
+    assert sum(map(len, shown)) == len(proofs)
+    for program, own in zip(programs, shown, strict=True):
+        for proof in own:
+            like = inputs_like(solver, program, *proof.inputs["mask"].shape)
+            assert {name: x.shape for name, x in proof.inputs.items()} == {
+                name: x.shape for name, x in like.items()
+            }
 
 
 def test_long_and_short_features_are_shown_whole():

@@ -12,8 +12,10 @@ import pytest
 
 from bridge.arc import Task
 from bridge.arc_files import load_tasks
+from student_jax import serve
 from student_jax.client import Client, RefusedError
 from tests.conftest import ROOT, virtual_devices
+from tests.student_jax.runs import end_of
 
 SECONDS = 120
 
@@ -86,11 +88,6 @@ def test_sigterm_finishes_what_is_in_hand(start, task_folder):
     assert err == "\nfinishing what is in hand; once more drops it\n"
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "student_jax.serve", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,17 +98,18 @@ def run(*arguments):
         (("--limits.waiting", "0"), "waiting: expected more than 0"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, message):
-    done = run("--port", "0", *arguments)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert message in done.stderr
+def test_bad_input_is_one_clear_line(arguments, message, monkeypatch, capsys):
+    assert end_of(monkeypatch, serve.main, serve.ServeConfig, "--port", "0", *arguments) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert message in told
 
 
 def test_a_port_in_use_is_one_clear_line_before_anything_slow():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("--port", str(port))
+        command = [sys.executable, "-m", "student_jax.serve", "--port", str(port)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 2
     assert done.stderr == (
         f"error: port: expected 127.0.0.1:{port} to be free, got: Address already in use; "

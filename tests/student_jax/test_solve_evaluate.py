@@ -23,9 +23,11 @@ from student_jax.evaluate import main as evaluate_main
 from student_jax.metrics import cell_accuracy, score
 from student_jax.report import ReportConfig
 from student_jax.report import main as report_main
-from student_jax.solve import SolveConfig, print_attempts
+from student_jax.sheet import AnswerSheet
+from student_jax.solve import SolveConfig
 from student_jax.solve import main as solve_main
 from student_jax.solver import begin_again, load_solver
+from student_jax.terminal import print_attempts
 from student_jax.train import train
 
 
@@ -142,30 +144,65 @@ def test_untrained_control_is_drawn_anew_and_says_so(run, task_folder, tmp_path)
     assert rows["copy"]["num_tasks"] < 6  # what one was trained on counts so for both
 
 
-def test_learning_that_is_stopped_answers_with_what_there_is_and_says_so(
-    run, tmp_path, monkeypatch, capsys
-):
-    adapt = Adapter.adapt
+def test_learning_that_is_stopped_says_so_and_goes_on(run, tmp_path, monkeypatch, capsys):
+    adapt, asked = Adapter.adapt, []
 
     def stopped(self, tasks, views, stop):
-        for found in adapt(self, tasks, views, stop=stop):
-            stop.requested = True
+        for i, found in enumerate(adapt(self, tasks, views, stop=stop)):
+            stop.requested = i > 0
             yield found
+
+    def noted(self, tasks, views, stop):
+        asked.append([task.task_id for task in tasks])
+        return adapt(self, tasks, views, stop=stop)
 
     monkeypatch.setattr(Adapter, "adapt", stopped)
     out = tmp_path / "p.json"
+    config = SolveConfig(checkpoint=run, split="all", adapt="tokens", steps=1, out=out)
     with pytest.raises(KeyboardInterrupt):
-        solve_main(SolveConfig(checkpoint=run, split="all", adapt="tokens", steps=1, out=out))
-    found = read_predictions(out)
-    count = len(found.attempts)
-    assert count >= 1
-    assert (found.about["stopped"], found.about["answering"]["tasks"]) == (True, count)
+        solve_main(config)
+    before = read_predictions(out)
+    count = len(before.attempts)
+    assert count >= 2
+    assert (before.about["stopped"], before.about["answering"]["tasks"]) == (True, count)
     assert f"stopped: {6 - count} of 6 tasks are left out" in capsys.readouterr().out
+    (whole,) = [i for i, how in before.about["adapted"].items() if not how["cut"]]
+
+    monkeypatch.setattr(Adapter, "adapt", noted)
+    solve_main(config)
+    after = read_predictions(out)
+    assert len(asked[0]) == 5
+    assert whole not in asked[0]  # what was cut short is learnt again
+    assert (after.about["stopped"], len(after.attempts)) == (False, 6)
+    np.testing.assert_array_equal(after.attempts[whole][0].first, before.attempts[whole][0].first)
+    assert after.about["answering"]["seconds"] > before.about["answering"]["seconds"]
+
+    solve_main(config)  # it was whole: begun anew
+    assert len(asked[1]) == 6
+    assert list(read_predictions(out).attempts) == list(after.attempts)
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(1, 1), (2, 0)])
+def test_answers_are_on_disk_before_the_command_ends(tmp_path, monkeypatch, steps, kept):
+    monkeypatch.setattr("student_jax.sheet.PAUSE", 0.0)
+    about, answer = {"learning": {"steps": 1}}, (Attempts(grid("1"), grid("2"), 0.0),)
+    sheet = AnswerSheet(tmp_path / "p.json", about, ["a", "b"], {"b"})
+    sheet.add("b", answer, cut=False, seconds=1.0)
+    found = read_predictions(tmp_path / "p.json")
+    assert (list(found.attempts), found.about["stopped"]) == (["b"], True)
+    assert found.about["trained_on"] == ["b"]
+    again = AnswerSheet(tmp_path / "p.json", {"learning": {"steps": steps}}, ["a", "b"], {"b"})
+    assert len(again.attempts) == kept
 
 
 def test_settings_of_learning_are_checked_before_anything_is_done():
     with pytest.raises(ValueError, match="steps"):
         SolveConfig(adapt="weights", steps=0)
+    with pytest.raises(ValueError, match="of learning; add --adapt weights"):
+        SolveConfig(seconds=5.0)
+    for asked in ({"task": "007bbfb7"}, {"source": "arcagi/evaluation"}):
+        with pytest.raises(ValueError, match="split: of the run's own tasks"):
+            SolveConfig(split="train", **asked)
 
 
 def test_canary_no_test_output_reaches_the_predictions(run, task_folder, tmp_path):
@@ -259,6 +296,8 @@ def test_feature_student_asks_for_features_it_lacks(train_config, task):
     assert solver.solve([question])[question.example_id].first.ndim == 2
     with pytest.raises(InputError, match="expected the example 0a0a0a0a_test_0"):
         solver.solve(open_questions(task))
+    with pytest.raises(InputError, match="one view; pass --views 1"):
+        solver.solve([question], views=2)
 
 
 def test_scoring_predictions_of_other_tasks_is_refused(task_folder, tmp_path):

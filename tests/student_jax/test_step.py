@@ -1,5 +1,6 @@
 """The step's numbers: the same on any devices, in any micro-batches; what else it promises."""
 
+import functools
 from dataclasses import replace
 
 import chex
@@ -44,13 +45,19 @@ def start(task_folder, store_path):
     return config, jax.device_get(state), batches
 
 
-def steps_of(start, devices, **changes):
-    """Takes four steps; returns their numbers and the last state."""
-    config, state, batches = start
-    config = changed(config, **changes)
+@functools.lru_cache
+def program(config, devices):
+    """A step, what places its batches, and its mesh: traced once in this file."""
     mesh = make_mesh(devices)
     model, tx = make_student(config.model, 64), make_optimizer(config.optim)
-    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    return make_train_step(config, model, tx, mesh), make_placer(config, mesh), mesh
+
+
+def steps_of(start, devices, **changes):
+    """Takes four steps; returns their numbers and the states."""
+    config, state, batches = start
+    config = changed(config, **changes)
+    step, place, mesh = program(config, devices)
     if config.optim.ema_decay:
         state = replace(state, ema=jax.tree.map(np.copy, state.params))
     state = jax.device_put(state, replicated(mesh))
@@ -78,8 +85,28 @@ def one(start):
     return steps_of(start, 1)
 
 
+@pytest.fixture(scope="module")
+def traced(start):
+    """The same on two devices, and how often the step was traced."""
+    original, traces = step_module.train_step, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_module, "train_step", lambda *args: traces.append(1) or original(*args))
+        return *steps_of(start, 2), len(traces)
+
+
+def assert_same(one, rows, states):
+    for a, b in zip(one[0], rows, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    chex.assert_trees_all_close(states[-1].params, one[1][-1].params, rtol=1e-4, atol=1e-5)
+
+
+def test_devices_do_not_change_the_numbers_and_the_step_compiles_once(one, traced):
+    rows, states, traces = traced
+    assert traces == 1
+    assert_same(one, rows, states)
+
+
 SHAPES = [
-    (2, {}),
     (4, {}),
     (4, {"map": "pmap"}),
     (1, {"optim__accumulate": 4}),
@@ -93,18 +120,13 @@ SHAPES = [
 @pytest.mark.parametrize(("devices", "changes"), SHAPES)
 def test_devices_and_micro_batches_do_not_change_the_numbers(start, one, devices, changes):
     """One device may hold no example with a teacher at all: means are of the whole batch."""
-    rows, states = steps_of(start, devices, **changes)
-    for a, b in zip(one[0], rows, strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-    chex.assert_trees_all_close(states[-1].params, one[1][-1].params, rtol=1e-4, atol=1e-5)
+    assert_same(one, *steps_of(start, devices, **changes))
 
 
 def test_step_that_was_compiled_ahead_is_the_same(start, monkeypatch):
     """As on a GPU, where shapes are compiled at once."""
     config, state, batches = start
-    mesh = make_mesh(1)
-    model, tx = make_student(config.model, 64), make_optimizer(config.optim)
-    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    step, place, mesh = program(config, 1)
     placed = [place(batch) for batch in batches[:2]]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     ahead = compile_ahead(step, jax.device_put(state, replicated(mesh)), placed)
@@ -138,7 +160,7 @@ def test_class_weights_are_those_of_the_whole_batch(start):
         assert rows[0][term] == pytest.approx(shared[0][term], rel=1e-5)
 
 
-def test_moving_average_follows_its_formula_and_answers(start):
+def test_moving_average_follows_its_formula_and_answers(start, one):
     _, states = steps_of(start, 1, optim__ema_decay=0.9)
     average = start[1].params
     for step, state in enumerate(states):
@@ -148,7 +170,7 @@ def test_moving_average_follows_its_formula_and_answers(start):
         )
         chex.assert_trees_all_close(state.ema, average, atol=1e-6)
     assert states[-1].answering is states[-1].ema
-    plain = steps_of(start, 1)[1][-1]
+    plain = one[1][-1]
     assert plain.answering is plain.params
     chex.assert_trees_all_equal(plain.params, states[-1].params)
 
@@ -255,30 +277,15 @@ def test_remat_keeps_less_for_the_backward_pass(start):
     assert kept[1] < kept[0] / 5
 
 
-def test_state_is_donated_and_nothing_is_copied_on_the_sly(start):
+def test_state_is_donated_and_nothing_is_copied_on_the_sly(start, traced):
     config, state, batches = start
-    mesh = make_mesh(2)
-    model, tx = make_student(config.model, 64), make_optimizer(config.optim)
-    step, place = make_train_step(config, model, tx, mesh), make_placer(config, mesh)
+    step, place, mesh = program(config, 2)
     state = jax.device_put(state, replicated(mesh))
     with jax.transfer_guard("disallow"):
         after, _ = step(state, place(batches[0]))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
         with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
             step(after, batches[1])
-
-
-def test_step_compiles_once(start, monkeypatch):
-    traces = []
-    original = step_module.train_step
-
-    def counted(*args):
-        traces.append(1)
-        return original(*args)
-
-    monkeypatch.setattr(step_module, "train_step", counted)
-    steps_of(start, 2)
-    assert len(traces) == 1
 
 
 def test_two_examples_are_learnt(start):

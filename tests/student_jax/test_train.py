@@ -107,15 +107,14 @@ def test_feature_student_trains_on_the_store(train_config):
 
 
 def test_grid_student_trains_without_a_teacher(train_config):
-    config = train_config(store=None, **{"optim.total_steps": 1})
+    config = train_config(store=None)
     metrics = train(config)
     assert metrics["mse"] == metrics["cosine"] == 0
     assert load_solver(config.out).teacher is None
 
 
-def test_run_never_goes_on_without_its_store(train_config):
-    config = train_config(**{"optim.total_steps": 2})
-    train(config)
+def test_run_never_goes_on_without_its_store(unbroken, train_config):
+    config = replace(train_config(), out=unbroken)
     with pytest.raises(InputError, match=r"data\.store: expected one, as before"):
         train(replace(config, data=replace(config.data, store=None)))
 
@@ -125,11 +124,12 @@ def test_batch_that_devices_cannot_share_is_refused(train_config):
         train(train_config(**{"optim.batch_size": 3}))
 
 
-def test_run_never_goes_on_with_another_teachers_features(train_config, extract_config, tmp_path):
+def test_run_never_goes_on_with_another_teachers_features(
+    unbroken, train_config, extract_config, tmp_path
+):
     from teacher_torch.extract import main as extract
 
-    config = train_config(**{"optim.total_steps": 2})
-    train(config)
+    config = replace(train_config(), out=unbroken)
     other = str(tmp_path / "other")
     extract(replace(extract_config, out=other, teacher=replace(extract_config.teacher, seed=1)))
     longer = replace(config, data=replace(config.data, store=other))
@@ -140,7 +140,7 @@ def test_run_never_goes_on_with_another_teachers_features(train_config, extract_
 def test_run_never_goes_on_with_other_tasks(train_config, task_folder, tmp_path):
     folder = tmp_path / "tasks"
     shutil.copytree(task_folder, folder)
-    config = train_config(store=None, **{"data.tasks.source": str(folder), "optim.total_steps": 2})
+    config = train_config(store=None, **{"data.tasks.source": str(folder)})
     train(config)
     shutil.copy(folder / "1a.json", folder / "1g.json")
     with pytest.raises(InputError, match=r"trained on other tasks: .* changed in 1g"):
