@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bridge.arc import MAX_SIDE
 from student_jax.solver import Solver
 
 NOT_ADVICE = "This is how the project reads it, not legal advice."
@@ -22,7 +23,10 @@ this card.""",
 }
 ALONE = """With `pip install sage-distill[student]`, in this folder:
 
-    python -m student_jax.solve 8be77c9e --checkpoint .
+    python -m student_jax.solve 8be77c9e --checkpoint . --adapt weights --views 8
+
+learns the task's demonstrations for up to a minute before it answers; without `--adapt` it answers
+in one pass, in milliseconds, and is right far more seldom.
 
 """
 UNKNOWN = """What that allows was not looked at. Read it before you use the student or pass it on,
@@ -35,6 +39,8 @@ def model_card(solver: Solver) -> str:
         reads, use = "It reads the teacher's features: it cannot answer without the teacher.", ""
     else:
         reads, use = "It reads raw grids and answers in one pass, without a teacher.", ALONE
+    most = solver.config.data.tasks.max_side
+    sides = f" with sides of at most {most}" if most < MAX_SIDE else ""
     licence = "" if _is_free(solver) else "license: other\nlicense_name: the-teachers\n"
     return f"""---
 {licence}tags: [arc-agi, distillation, sage-distill]
@@ -51,7 +57,7 @@ library_name: pytorch
 ## What it is for
 
 Answering ARC tasks, and research on how. It was trained on {len(solver.trained_on)} ARC-AGI-1
-tasks, named in config.json: scores on those say nothing of new tasks.
+tasks{sides}, named in config.json: scores on those say nothing of new tasks.
 `python -m student_jax.evaluate` scores its answers to others, beside baselines that learn nothing.
 Its confidence is its own: it can be sure and wrong.
 
