@@ -5,10 +5,11 @@ from importlib.metadata import version
 
 
 def virtual_devices(count):
-    """XLA's flags for so many; its older emitters compile in half of the time."""
+    """XLA's flags for so many; older emitters, and modules in one piece, compile in less time."""
     # XLA ends a process that names a flag which it no longer has.
     older = " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
-    return f"--xla_force_host_platform_device_count={count}{older}"
+    flags = f"--xla_force_host_platform_device_count={count}{older}"
+    return f"{flags} --xla_cpu_parallel_codegen_split_count=1"
 
 
 # Four virtual devices, so that data parallelism is really exercised. On few cores such devices can
@@ -19,9 +20,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # PyTorch's threads wait without giving way: beside another worker, tests take ten times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = (
+    "0"  # a hundred frames an operation take their time
+)
 # Commands would start themselves anew for mimalloc, importing twice: test_spread has one do so.
 os.environ.setdefault("LD_PRELOAD", "")
 
+import gc
 import json
 import subprocess
 from pathlib import Path
@@ -33,6 +38,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # A third less time to compile; models are so tiny that nothing runs long enough to miss it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+
+# Tracing makes millions of objects that live on: looking through them every 700 takes a tenth.
+gc.set_threshold(50_000, 20, 50)
 
 import hypothesis
 import numpy as np

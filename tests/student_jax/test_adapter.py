@@ -86,12 +86,22 @@ def test_task_learns_alone(solver, tasks, learnt):
             assert again[task.task_id].fit == pytest.approx(learnt[task.task_id].fit, abs=0.02)
 
 
+def test_programs_compile_once_a_form_and_never_a_task(solver, tasks, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda **_: jax.devices()[:1])
+    adapter = Adapter(solver, AdaptConfig(**{**FAST, "steps": 2, "tasks_at_once": 1}))
+    programs = adapter.learner.update, adapter.learner.say
+    before = [each._cache_size() for each in programs]
+    many = [replace(task, task_id=f"{task.task_id}_{i}") for i in range(2) for task in tasks]
+    assert len(dict(adapter.adapt(many))) == 6
+    for program, count in zip(programs, before, strict=True):
+        assert program._cache_size() <= count + 1
+
+
 def test_memory_that_allows_few_answers_at_once_changes_none(solver, tasks, learnt, monkeypatch):
     """As for the largest canvases: one after the other, activations computed again."""
     monkeypatch.setattr(module, "STATES", 1)
-    module._learner.cache_clear()
+    monkeypatch.setattr(module, "_learner", module.Learner)  # the programs of others stay
     again = dict(Adapter(solver, AdaptConfig(**FAST)).adapt(tasks[:1]))["black3"]
-    module._learner.cache_clear()
     assert grids(again) == grids(learnt["black3"])
     assert again.fit == pytest.approx(learnt["black3"].fit, abs=0.02)
 

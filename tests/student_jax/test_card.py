@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bridge.manifest import digest_of, read_manifest
 from student_jax.card import model_card
 from student_jax.export import describe
 from student_jax.solve import NANO
@@ -79,6 +80,10 @@ def test_a_reader_of_features_whose_teacher_is_not_told_is_not_called_free(solve
     assert "student_jax.solve" not in card
 
 
-def test_the_packages_student_has_the_card_that_would_be_written_now(solver):
+def test_the_packages_student_has_the_card_that_would_be_written_now_and_its_scores(solver):
     there = " ".join((NANO / "README.md").read_text().split())
-    assert there == " ".join(model_card(solver).split())
+    card = " ".join(model_card(solver).split())
+    assert there.startswith(card)
+    assert "What it scored" in there.removeprefix(card)
+    for name, about in read_manifest(NANO)["formats"]["safetensors"]["files"].items():
+        assert about["sha256"] == digest_of(NANO / name)
