@@ -26,7 +26,7 @@ ALONE = """With `pip install sage-distill[student]`, in this folder:
     python -m student_jax.solve 8be77c9e --checkpoint . --adapt weights --views 8
 
 learns the task's demonstrations for up to a minute before it answers; without `--adapt` it answers
-in one pass, in milliseconds, and is right far more seldom.
+in one pass, in milliseconds.
 
 """
 UNKNOWN = """What that allows was not looked at. Read it before you use the student or pass it on,

@@ -89,11 +89,8 @@ class AnswerSheet:
             return
         adapted = before.about["adapted"]
         for task_id, attempts in before.attempts.items():
-            if (
-                task_id in self._tasks
-                and task_id in adapted
-                and not adapted[task_id].get("cut", True)
-            ):
+            cut = adapted.get(task_id, {}).get("cut", True)
+            if task_id in self._tasks and not cut:
                 self.attempts[task_id] = attempts
                 self._adapted[task_id] = adapted[task_id]
         self._before = before.about["answering"]["seconds"]

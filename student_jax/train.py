@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import ExitStack
-from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -199,7 +198,7 @@ def load_examples(
         task_ids = {task.task_id for task in kept}
         generated = load_generated(config.data.rearc, task_ids, config.data.tasks.max_side)
         for task_id, pairs in generated.items():
-            distinct, without = distinct_pairs(pairs, held.keys())
+            distinct, without = distinct_pairs(pairs, held)
             more, known = generated_questions(task_id, list(distinct.values()))
             dropped += without
             seen |= {key: [f"{task_id}, generated"] for key in distinct}
@@ -207,8 +206,16 @@ def load_examples(
             answers |= known
     questions = [question for question in questions if question.example_id in answers]
     known_of = known_answers_of(seen)
-    told: dict[str, Any] = {"doubles": doubles, "leaked": known_of, "dropped": dropped}
-    examples = Examples(questions, answers, config.model, config.data, store, **told)
+    examples = Examples(
+        questions,
+        answers,
+        config.model,
+        config.data,
+        store,
+        doubles=doubles,
+        leaked=known_of,
+        dropped=dropped,
+    )
     if not examples.examples:
         raise InputError("data.tasks: no training example is left; raise max_side or limit")
     rows, tasks_left = config.model.table, {e.question.task_id for e in examples.examples}

@@ -20,9 +20,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # PyTorch's threads wait without giving way: beside another worker, tests take ten times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = (
-    "0"  # a hundred frames an operation take their time
-)
+# A hundred frames an operation take their time.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 # Commands would start themselves anew for mimalloc, importing twice: test_spread has one do so.
 os.environ.setdefault("LD_PRELOAD", "")
 
