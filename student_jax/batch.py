@@ -1,7 +1,8 @@
 """The data contract between the bridge and a student.
 
-In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `T` teacher tokens,
-`F` teacher feature width. Canvases hold classes 0..11, see `bridge/canvas.py`.
+In the shape descriptions: `B` batch, `R` those of its examples that come with a teacher's features,
+`P` demonstrations, `N` canvas side, `T` teacher tokens, `F` teacher feature width. Canvases hold
+classes 0..11, see `bridge/canvas.py`.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ class Batch:
     palette: Array  # u8[B, C], the colors shown, each once; NO_COLOR fills up
     query: Array  # u8[B, N, N]
     answer: Array  # u8[B, N, N]
-    teacher: Array  # bf16[B, T, F]; scaled f32 once inside a step
-    teacher_mask: Array  # bool[B, T], True where a feature was recorded
+    teacher: Array  # bf16[R, T, F], of every (B / R)-th example; scaled f32 once inside a step
+    teacher_mask: Array  # bool[R, T], True where a feature was recorded
     row: Array | None = None  # i32[B, 2], the task's row of the table and the symmetry that it is
     # drawn in; row -1: none. Without any: none for all
+
+    @property
+    def taught(self) -> slice:
+        """Which examples `teacher` is of; the others come without, and so cost nothing."""
+        count = len(self.teacher)
+        return slice(None, None, len(self.query) // count) if count else slice(0)
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +60,7 @@ class StudentOutput:
     """What a student says of a batch; `V` cell classes."""
 
     logits: jax.Array  # f32[B, N, N, V]
-    features: jax.Array  # f32[B, T, F], to be held against the scaled teacher
+    features: jax.Array  # f32[R, T, F], to be held against the scaled teacher
     left_out: jax.Array | None = None  # f32[B, P, N, N, V], of the demonstrations
 
 

@@ -210,11 +210,8 @@ class DataConfig:
     max_demonstrations: int = 10
     """grid: how many demonstrations of a question are read"""
     augmented_fraction: float = 0.5
-    """grid: share of each batch that is turned, mirrored, scaled, shifted; unseen by a teacher"""
-    taught_fraction: float = 0.0
-    """grid: share of all examples that are shown as a teacher saw them, at least: original pairs
-    come again, not augmented. Generated and augmented ones have no features, and a few hundred
-    pairs are lost among them"""
+    """grid: share of each batch that is turned, mirrored, scaled, shifted; unseen by a teacher. The
+    rest is what a teacher saw: original pairs, however many are generated beside them"""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -224,8 +221,6 @@ class DataConfig:
             )
         if not 0 <= self.augmented_fraction <= 1:
             raise ValueError(f"augmented_fraction: expected 0..1, got {self.augmented_fraction}")
-        if not 0 <= self.taught_fraction < 1:
-            raise ValueError(f"taught_fraction: expected 0 <= x < 1, got {self.taught_fraction}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import Counter, defaultdict, deque
+import math
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,16 @@ class Plan:
     seed: int
     batch_size: int  # over all devices
     rows: slice = field(default_factory=lambda: slice(None))  # that this process draws
+    share: int = 1  # examples that a device takes at once: a teacher sees as many of each share
+
+    def plain(self, augmented: float) -> list[int]:
+        """Returns the places in a batch that are not augmented, evenly spread."""
+        return [i for i in range(self.batch_size) if int((i + 1) * augmented) == int(i * augmented)]
+
+    def stride(self, augmented: float) -> int:
+        """Returns the largest step that reaches all of these in every share; 0 if there is none."""
+        places = self.plain(augmented)
+        return math.gcd(self.share, *places) if places else 0
 
 
 class Bucket(NamedTuple):
@@ -65,7 +76,6 @@ class Example:
     answer: Grid | None
     bucket: Bucket
     colors: tuple[int, ...]  # that demonstrations and query show
-    plain: bool = False  # never augmented, see `DataConfig.taught_fraction`
 
     @property
     def has_teacher(self) -> bool:
@@ -118,6 +128,7 @@ class Examples:
         self.doubles, self.leaked = dict(doubles or {}), dict(leaked or {})
         self.dropped = dict(dropped or {})
         self._planned: tuple[tuple[int, int, int], list[npt.NDArray[np.int64]]] | None = None
+        self._steps: dict[int, int] = {}  # of an epoch, by the size of its batches
         if store is not None and store.provenance.get("view") != "task":
             raise InputError(
                 f"store {store.path}: view: expected task, got {store.provenance.get('view')}; "
@@ -133,41 +144,45 @@ class Examples:
                     check_shown(store, example.question)
         kept = [e for e in self.examples if e.answer is None or self._has_room(e, e.answer)]
         self.left_out = len(self.examples) - len(kept)
-        self.examples = kept + self._shown_again(kept)
+        self.examples = kept
 
     @property
     def feature_width(self) -> int:
         """`F`, or 1 without a store: the shapes stay, every feature is masked."""
         return self.store.feature_width if self.store else 1
 
-    @property
-    def taught(self) -> float:
-        """Share of the examples that come with the teacher's features, in the mean."""
+    def taught(self, plan: Plan) -> float:
+        """Returns the share of an epoch's examples that come with the teacher's features."""
         if self.store is None:
             return 0.0
-        seen = 1.0 if self.model.reads_features else 1 - self.data.augmented_fraction
-        shares = [e.has_teacher * (1.0 if e.plain else seen) for e in self.examples]
-        return sum(shares) / len(shares)
+        places = range(plan.batch_size)
+        if not self.model.reads_features:
+            places = plan.plain(self.data.augmented_fraction)
+        planned = self._plan(plan, 0)
+        seen = sum(self.examples[batch[i]].has_teacher for batch in planned for i in places)
+        return seen / (len(planned) * plan.batch_size)
 
     def batch(
         self,
         indices: Sequence[int],
         augmentations: Sequence[Augmentation | None] | None = None,
+        stride: int = 1,
     ) -> Batch:
         """Draws the examples of one bucket.
 
         Args:
             indices: into `examples`, all of the same bucket.
             augmentations: one per example; None leaves an example as its teacher saw it.
+            stride: a grid student's teacher is read for every so many-th; 0: for none.
         """
         chosen = [self.examples[i] for i in indices]
         if self.model.reads_features:
             return self._feature_batch(chosen)
-        drawn = [
-            self._draw(example, how)
-            for example, how in zip(chosen, augmentations or [None] * len(chosen), strict=True)
-        ]
-        return Batch(**{name: np.stack([d[name] for d in drawn]) for name in drawn[0]})
+        shown = augmentations or [None] * len(chosen)
+        drawn = [self._draw(example, how) for example, how in zip(chosen, shown, strict=True)]
+        stacked = {name: np.stack([each[name] for each in drawn]) for name in drawn[0]}
+        places = range(0, len(chosen), stride) if stride and self.store else ()
+        return Batch(**stacked, **self._teacher(chosen, shown, places))
 
     def train_batches(
         self, plan: Plan, first_step: int, place: Callable[[Batch], Batch] = lambda batch: batch
@@ -187,15 +202,17 @@ class Examples:
     def train_batch(self, plan: Plan, step: int) -> Batch:
         """Returns this process' rows of a step's batch: a pure function of plan and step."""
         chosen, shown = self.indices(plan, step), self._augment(plan, step)
-        batch = self.batch(chosen[plan.rows], shown[plan.rows])
+        stride = plan.stride(self.data.augmented_fraction)
+        batch = self.batch(chosen[plan.rows], shown[plan.rows], stride)
         if self.model.table:
             batch = replace(batch, row=self._rows(plan, step, chosen, shown)[plan.rows])
         return batch
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches show each example at least once."""
-        per_bucket = Counter(e.bucket for e in self.examples).values()
-        return sum(-(-count // batch_size) for count in per_bucket)
+        if batch_size not in self._steps:
+            self._steps[batch_size] = len(self._plan(Plan(0, batch_size), 0))
+        return self._steps[batch_size]
 
     def buckets(self, plan: Plan) -> dict[Bucket, tuple[int, int]]:
         """Returns bucket -> its first step of the first epoch, and its steps an epoch."""
@@ -209,7 +226,7 @@ class Examples:
     def indices(self, plan: Plan, step: int) -> list[int]:
         """Returns which examples a step's whole batch holds."""
         epoch, place = divmod(step, self.steps_per_epoch(plan.batch_size))
-        return self._plan(plan.batch_size, plan.seed, epoch)[place].tolist()
+        return self._plan(plan, epoch)[place].tolist()
 
     def name_batch(self, plan: Plan, step: int) -> str:
         """Names the examples in a step's batch, and which of them a teacher spoilt."""
@@ -223,26 +240,25 @@ class Examples:
         text = ", ".join(names)
         return f"{text} ({SPOILT}: {', '.join(spoilt)})" if spoilt else text
 
-    def _plan(self, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
+    def _plan(self, plan: Plan, epoch: int) -> list[npt.NDArray[np.int64]]:
         """Returns an epoch's plan, made once an epoch and not once a step."""
-        key = (batch_size, seed, epoch)
+        key = (plan.batch_size, plan.seed, epoch)
         planned = self._planned  # another thread, which names a batch, may be at another epoch
         if planned is None or planned[0] != key:
-            buckets = [e.bucket for e in self.examples]
-            planned = self._planned = (key, plan_epoch(buckets, *key))
+            buckets, seen = zip(*((e.bucket, e.has_teacher) for e in self.examples), strict=True)
+            plain = plan.plain(self.data.augmented_fraction)
+            planned = self._planned = (key, plan_epoch(buckets, seen, plain, *key))
         return planned[1]
 
     def _augment(self, plan: Plan, step: int) -> list[Augmentation | None]:
-        """Augments every so many-th example, spread evenly so that devices get equal shares."""
+        """Augments all examples but those in the plain places."""
         if self.model.reads_features:
             return [None] * plan.batch_size  # the teacher saw the original
         rng = np.random.default_rng((plan.seed, step))
-        share = self.data.augmented_fraction
+        plain = set(plan.plain(self.data.augmented_fraction))
         chosen = [self.examples[i] for i in self.indices(plan, step)]
         return [
-            Augmentation.draw(rng, example.longest, example.bucket.size)
-            if int((i + 1) * share) > int(i * share) and not example.plain
-            else None
+            None if i in plain else Augmentation.draw(rng, example.longest, example.bucket.size)
             for i, example in enumerate(chosen)
         ]
 
@@ -267,17 +283,6 @@ class Examples:
         """Numbers the tasks in the order of their names."""
         tasks = sorted({example.question.task_id for example in self.examples})
         return {task_id: row for row, task_id in enumerate(tasks)}
-
-    def _shown_again(self, examples: Sequence[Example]) -> list[Example]:
-        """Returns original pairs again, to be shown as a teacher saw them; without one, too.
-
-        So who has no teacher learns from the same examples, and differs in nothing else.
-        """
-        share, original = self.data.taught_fraction, [e for e in examples if e.has_teacher]
-        if self.model.kind != "grid" or not original:
-            return []
-        count = round(share / (1 - share) * len(examples))
-        return [replace(original[i % len(original)], plain=True) for i in range(count)]
 
     def _has_room(self, example: Example, answer: Grid) -> bool:
         side = self.model.answer_side if self.model.reads_features else example.bucket.size
@@ -304,26 +309,32 @@ class Examples:
     def _draw(self, example: Example, augmentation: Augmentation | None) -> dict[str, npt.NDArray]:
         question, side, how = example.question, example.bucket.size, augmentation or Augmentation()
         pairs, mask = demonstration_canvases(question.demonstrations, side, self.count, how)
-        teacher, teacher_mask = self._teacher_maps(example, side, seen=augmentation is None)
         return {
             "demonstrations": pairs,
             "demonstration_mask": mask,
             "palette": palette_of(example.colors, how),
             "query": how.canvas(question.query, side),
             "answer": answer_canvas(example.answer, side, how),
-            "teacher": teacher,
-            "teacher_mask": teacher_mask,
         }
 
-    def _teacher_maps(
-        self, example: Example, side: int, *, seen: bool
-    ) -> tuple[npt.NDArray, npt.NDArray]:
-        """The teacher's maps, or masked zeros where it never saw this example so."""
-        if self.store is not None and seen and example.has_teacher:
-            name = example.question.example_id
-            return frame_maps(self.store.read(name), self.store.record(name), side, self.count)
+    def _teacher(
+        self,
+        examples: Sequence[Example],
+        shown: Sequence[Augmentation | None],
+        places: Sequence[int],
+    ) -> dict[str, npt.NDArray]:
+        """The teacher's maps in some places; masked zeros where it never saw an example so."""
+        side = examples[0].bucket.size
         tokens = (2 * self.count + 1) * (side // 2) ** 2
-        return np.zeros((tokens, self.feature_width), ml_dtypes.bfloat16), np.zeros(tokens, bool)
+        maps = np.zeros((len(places), tokens, self.feature_width), ml_dtypes.bfloat16)
+        mask = np.zeros((len(places), tokens), bool)
+        for row, place in enumerate(places):
+            example, name = examples[place], examples[place].question.example_id
+            if self.store is not None and shown[place] is None and example.has_teacher:
+                maps[row], mask[row] = frame_maps(
+                    self.store.read(name), self.store.record(name), side, self.count
+                )
+        return {"teacher": maps, "teacher_mask": mask}
 
     def _feature_batch(self, examples: Sequence[Example]) -> Batch:
         if self.store is None:
@@ -352,19 +363,41 @@ def check_shown(store: FeatureStore, question: Question) -> None:
 
 
 def plan_epoch(
-    buckets: Sequence[Any], batch_size: int, seed: int, epoch: int
+    buckets: Sequence[Any],
+    original: Sequence[bool],
+    plain: Sequence[int],
+    batch_size: int,
+    seed: int,
+    epoch: int,
 ) -> list[npt.NDArray[np.int64]]:
     """Returns one epoch's batches as indices: each example at least once, one bucket a batch.
 
     A bucket's last batch is filled up with examples of the same bucket, so every batch is whole.
+
+    Args:
+        buckets: of each example.
+        original: whether a teacher can have seen it; generated ones it has not.
+        plain: places in a batch that are not augmented. Where a bucket holds generated examples,
+            too, originals alone stand there, with a teacher or without: a few hundred pairs would
+            be lost among thousands.
+        batch_size: of each batch.
+        seed: of the run.
+        epoch: which one.
     """
     rng = np.random.default_rng((seed, epoch))
     plan: list[npt.NDArray[np.int64]] = []
     members: dict[Any, list[int]] = defaultdict(list)
     for i, bucket in enumerate(buckets):
         members[bucket].append(i)
+    others = [place for place in range(batch_size) if place not in set(plain)]
     for _, each in sorted(members.items()):
-        order = rng.permutation(each)
-        whole = -(-len(order) // batch_size) * batch_size
-        plan += list(np.resize(order, whole).reshape(-1, batch_size))
+        order, kept = rng.permutation(each), [i for i in each if original[i]]
+        if 0 < len(kept) < len(each) and plain and others:
+            count = -(-len(order) // len(others))
+            batches = np.empty((count, batch_size), np.int64)
+            batches[:, others] = np.resize(order, (count, len(others)))
+            batches[:, plain] = np.resize(rng.permutation(kept), (count, len(plain)))
+        else:
+            batches = np.resize(order, (-(-len(order) // batch_size), batch_size))
+        plan += list(batches)
     return [plan[i] for i in rng.permutation(len(plan))]

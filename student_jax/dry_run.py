@@ -41,7 +41,7 @@ def dry_run(config: TrainConfig, examples: Examples, plan: Plan, mesh: Mesh) -> 
     tx = make_optimizer(config.optim, config.loss.form)
     scaling = empty_scaling(config.loss.scaling, examples.feature_width)
     state = first_state(config, model, tx, scaling, replicated(mesh))
-    console.print(describe(config, examples, state))
+    console.print(describe(config, examples, plan, state))
     console.print(parameter_table(state))
     kept = {"parameters": state.params, "optimizer": state.opt_state, "average": state.ema}
     sizes = {

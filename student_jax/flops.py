@@ -10,6 +10,7 @@ In the shape descriptions: `B` batch, `T` tokens, `D` width, `M` MLP width, `N` 
 from __future__ import annotations
 
 import functools
+import math
 import time
 
 import jax
@@ -29,7 +30,7 @@ LARGEST = 16384
 def example_flops(
     config: ModelConfig, feature_width: int, batch: Batch, *, left_out: bool = False
 ) -> float:
-    """Returns the model FLOPs that training spends on one example of a batch of these shapes.
+    """Returns the model FLOPs that training spends on an example of such a batch, in the mean.
 
     Args:
         config: of the student.
@@ -71,7 +72,8 @@ def _grid_flops(config: ModelConfig, feature_width: int, batch: Batch, answers: 
     encoder, core = answer_flops(config, side, pairs, colors)
     frames = (2 * pairs + 1) * (cells / 4)
     paint = (pairs + 1) * 2 * cells * colors * config.width * config.mlp_width
-    projectors = frames * 2 * config.cell_width * feature_width
+    taught = math.prod(batch.teacher.shape[:-2]) / math.prod(batch.query.shape[:-2])
+    projectors = taught * frames * 2 * config.cell_width * feature_width
     return encoder + answers * core + paint + projectors
 
 

@@ -195,7 +195,8 @@ class GridStudent(nn.Module):
         each = None
         if left_out:
             each = self.answer_each(task, batch.demonstrations[:, :, 0], train=train)
-        features = self.project(to_patches(pair_states), to_patches(query_states))
+        taught = batch.taught
+        features = self.project(to_patches(pair_states[taught]), to_patches(query_states[taught]))
         return StudentOutput(logits=logits, features=features, left_out=each)
 
     def read(

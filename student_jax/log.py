@@ -19,7 +19,7 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from student_jax.board import Board
 from student_jax.config import TrainConfig
-from student_jax.data import SPOILT, Examples
+from student_jax.data import SPOILT, Examples, Plan
 from student_jax.state import TrainState
 from student_jax.step import Metrics
 
@@ -217,11 +217,13 @@ class TrainLog:
         self._rates.append(rate)
 
 
-def describe(config: TrainConfig, examples: Examples, state: TrainState) -> str:
+def describe(config: TrainConfig, examples: Examples, plan: Plan, state: TrainState) -> str:
     """Returns what a user should know before the first step."""
     teacher = "none"
     if examples.store:
-        teacher = f"{examples.store.provenance['weights']}, seen in {examples.taught:.0%} of them"
+        teacher = (
+            f"{examples.store.provenance['weights']}, seen in {examples.taught(plan):.0%} of them"
+        )
     left_out = f", {examples.left_out} left out (answer off the canvas)" * bool(examples.left_out)
     doubles = "".join(
         f"\nleft out: task {task_id} has what held-out {', '.join(names)} has, but for symmetries"

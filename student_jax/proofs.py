@@ -112,15 +112,14 @@ def batch_of(inputs: dict[str, Array], side: int) -> Batch:
     if "features" in inputs:
         answer = np.zeros((len(inputs["mask"]), side, side), np.uint8)
         return feature_batch(inputs["features"], inputs["mask"], answer)
-    size = len(inputs["query"])
     return Batch(
         demonstrations=inputs["demonstrations"],
         demonstration_mask=inputs["mask"],
         palette=inputs["palette"],
         query=inputs["query"],
         answer=inputs["query"],  # looked at by the loss alone, like what follows
-        teacher=np.zeros((size, 1, 1), np.float32),
-        teacher_mask=np.zeros((size, 1), bool),
+        teacher=np.zeros((0, 1, 1), np.float32),
+        teacher_mask=np.zeros((0, 1), bool),
     )
 
 

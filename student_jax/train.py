@@ -61,7 +61,8 @@ def train(config: TrainConfig) -> dict[str, float]:
     training, held_out = config.data.tasks.split(config.data.tasks.load())
     examples = load_examples(config, training, held_out, store)
     width, size, total = examples.feature_width, config.optim.batch_size, config.optim.total_steps
-    plan = Plan(config.seed, size, processes.own_rows(size))
+    share = size // (mesh.devices.size * config.optim.accumulate)
+    plan = Plan(config.seed, size, processes.own_rows(size), share)
     if config.dry_run:
         dry_run(config, examples, plan, mesh)
         return {}
@@ -98,7 +99,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         )
         start = f"starting from the weights of {config.init}" if config.init else "starting"
         start = f"resuming at step {first_step}" if first_step else start
-        log.say(f"{describe(config, examples, state)}\n{start}")
+        log.say(f"{describe(config, examples, plan, state)}\n{start}")
         if jax.default_backend() != "cpu" and config.map == "shard_map":
             firsts = [first for first, _ in examples.buckets(plan).values()]
             drawn = [place(examples.train_batch(plan, first)) for first in firsts]
@@ -233,7 +234,7 @@ def make_scaling(kind: str, store: FeatureStore | None, examples: Examples) -> S
         return no_scaling(examples.feature_width)
     if kind == "layer_norm":
         return layer_norm(store.feature_width)
-    names = [e.question.example_id for e in examples.examples if e.has_teacher and not e.plain]
+    names = [e.question.example_id for e in examples.examples if e.has_teacher]
     statistics = store.statistics(names)
     if kind == "standardise":
         return standardise(statistics)

@@ -12,6 +12,7 @@ both do the same work. PyTorch is eager. JAX_DEFAULT_MATMUL_PRECISION=highest fo
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -210,32 +211,34 @@ def settings_of(config: BenchTrainConfig) -> TrainConfig:
 def random_batch(config: BenchTrainConfig, settings: TrainConfig, seed: int) -> Batch:
     """Draws cells, and features like the ones recorded of the original's teacher, std 2.1.
 
-    For a grid student every second example has no teacher, like those that training augments.
+    A grid student's teacher has seen every second example, as where training augments the others,
+    or all, where micro-batches are odd.
     """
     rng, size = np.random.default_rng(seed), config.batch_size
 
     def cells(*shape: int) -> np.ndarray:
         return rng.integers(0, 10, (size, *shape)).astype(np.uint8)
 
-    def features(tokens: int) -> np.ndarray:
-        values = rng.standard_normal((size, tokens, config.feature_width), np.float32)
+    def features(*shape: int) -> np.ndarray:
+        values = rng.standard_normal((*shape, config.feature_width), np.float32)
         return (2.1 * values).astype(ml_dtypes.bfloat16)
 
     if settings.model.reads_features:
         side, tokens = settings.model.answer_side, config.tokens
         lengths = np.linspace((tokens + 1) // 2, tokens, size).astype(int)[:, None]
-        return feature_batch(features(tokens), np.arange(tokens) < lengths, cells(side, side))
+        return feature_batch(features(size, tokens), np.arange(tokens) < lengths, cells(side, side))
     side, pairs = config.side, config.demonstrations
     known = np.arange(pairs) < rng.integers(1, pairs + 1, (size, 1))
     frames = np.concatenate([known.repeat(2, 1), np.ones((size, 1), bool)], 1)
-    mask = (frames & (np.arange(size)[:, None] % 2 == 0)).repeat((side // 2) ** 2, 1)
+    each = size // (devices_of(config) * config.accumulate)
+    mask = frames[:: math.gcd(2, each)].repeat((side // 2) ** 2, 1)
     return Batch(
         demonstrations=cells(pairs, 2, side, side),
         demonstration_mask=known,
         palette=all_colors(size),
         query=cells(side, side),
         answer=cells(side, side),
-        teacher=features(mask.shape[1]),
+        teacher=features(*mask.shape),
         teacher_mask=mask,
     )
 

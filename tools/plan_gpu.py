@@ -35,6 +35,7 @@ from bridge.scaling import no_scaling
 from student_jax import state as states
 from student_jax.batch import Batch, smallest_batch
 from student_jax.config import AdaptConfig, TrainConfig
+from student_jax.data import Plan
 from student_jax.dry_run import MIB
 from student_jax.learner import learner_of
 from student_jax.lesson import Shown
@@ -85,6 +86,8 @@ class PlanGpuConfig:
     batch_size: int | None = None
     """of a training step; by default the config's"""
     accumulate: int | None = None
+    teacher_width: int = 2048
+    """of the features that a training step is given; 0 for no teacher"""
     tasks: int = 16
     """that learn at once"""
     scan_layers: tuple[bool, ...] = (False, True)
@@ -160,19 +163,23 @@ def compiled(name: str, lower: Callable[[], Any]) -> dict[str, Any]:
 
 def train_step(config: PlanGpuConfig, settings: TrainConfig, mesh: Mesh) -> Any:
     """Lowers the training step of one bucket."""
-    model, scaling = make_student(settings.model, 1), no_scaling(1)
+    width = max(config.teacher_width, 1)
+    model, scaling = make_student(settings.model, width), no_scaling(width)
     tx = states.make_optimizer(settings.optim, settings.loss.form)
     state = jax.eval_shape(lambda: states.init_state(settings, model, tx, scaling))
     size, side, pairs = settings.optim.batch_size, config.side, config.demonstrations
     tokens = (2 * pairs + 1) * (side // 2) ** 2
+    plan = Plan(0, size, share=size // settings.optim.accumulate)
+    stride = plan.stride(settings.data.augmented_fraction)
+    taught = size // stride if stride and config.teacher_width else 0
     batch = Batch(
         demonstrations=like((size, pairs, 2, side, side)),
         demonstration_mask=like((size, pairs), bool),
         palette=like((size, config.colors)),
         query=like((size, side, side)),
         answer=like((size, side, side)),
-        teacher=like((size, tokens, 1), jnp.bfloat16),
-        teacher_mask=like((size, tokens), bool),
+        teacher=like((taught, tokens, width), jnp.bfloat16),
+        teacher_mask=like((taught, tokens), bool),
         row=like((size, 2), jnp.int32) if settings.model.table else None,
     )
     step = make_train_step(settings, model, tx, mesh)

@@ -3,8 +3,8 @@
 AdamW is PyTorch's fused one, which takes all arrays in one call; the plain one goes through them
 one by one on a CPU.
 
-In the shape descriptions: `B` batch, `N` canvas side, `T` teacher tokens, `F` teacher feature
-width, `D` width, `V` cell classes.
+In the shape descriptions: `B` batch, `R` those of it that come with a teacher's features, `N`
+canvas side, `T` teacher tokens, `F` teacher feature width, `D` width, `V` cell classes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def torch_side(
         for i in range(optim.accumulate):
             share = {name: parts[i] for name, parts in shares.items()}
             with torch.autocast(device, torch.bfloat16, settings.model.compute == "bfloat16"):
-                part = torch_loss(*forward(share), share, batch["teacher_mask"], settings.loss)
+                part = torch_loss(*forward(share), share, batch, settings.loss)
             part.backward()
             loss += part.detach()
         torch.nn.utils.clip_grad_norm_(trained, optim.clip_norm)
@@ -117,7 +117,7 @@ Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def make_forward(mirror: torch.nn.Module, scale: Scale) -> Callable[[Tensors], Triple]:
-    """Returns what maps a batch to logits [B, N, N, V], and features and targets [B, T, F].
+    """Returns what maps a batch to logits [B, N, N, V], and features and targets [R, T, F].
 
     Hooks see what a mirror keeps to itself, since its answers do not need it.
     """
@@ -141,6 +141,9 @@ def make_forward(mirror: torch.nn.Module, scale: Scale) -> Callable[[Tensors], T
             to_patches(paint(mirror, palette, *seen.pop(part)), side)
             for part in ("encoder", "core")
         )
+        every = len(query) // len(target)  # that the teacher saw
+        pairs = pairs.unflatten(0, (len(query), -1))[::every].flatten(0, 1)
+        query = query[::every]
         frames = torch.stack([mirror.input_projector(pairs), mirror.output_projector(pairs)], 1)
         frames = frames.reshape(len(query), -1, frames.shape[-1])
         return logits, torch.cat([frames, mirror.query_projector(query)], 1), target
@@ -175,30 +178,31 @@ def torch_loss(
     said: torch.Tensor,
     target: torch.Tensor,
     share: Tensors,
-    whole_mask: torch.Tensor,
+    whole: Tensors,
     form: LossConfig,
 ) -> torch.Tensor:
     """Returns a micro-batch's part of its batch's loss, f32[]; see `student_jax/losses.py`.
 
     Args:
         logits: [B, N, N, V].
-        said: projected features, [B, T, F].
-        target: scaled teacher features, f32[B, T, F].
+        said: projected features, [R, T, F].
+        target: scaled teacher features, f32[R, T, F].
         share: the micro-batch.
-        whole_mask: bool[*, T], the teacher's mask of the whole batch.
+        whole: the batch that it is a part of.
         form: the terms' weights and means.
     """
     classes, mask, said = share["answer"].long(), share["teacher_mask"], said.float()
     cells = functional.cross_entropy(logits.float().permute(0, 3, 1, 2), classes, reduction="sum")
-    task = cells / (len(whole_mask) * classes[0].numel())
+    task = cells / (len(whole["answer"]) * classes[0].numel())
     squares = (said - target).square()
     squares = squares.sum(-1) if form.form == "original" else squares.mean(-1)
     cosine = 1 - functional.cosine_similarity(said, target, dim=-1)
     tokens = mask * (form.mse * squares + form.cosine * cosine)
+    seen = whole["teacher_mask"]
     if form.form == "original":
-        return form.task * task + form.feature * tokens.sum() / whole_mask.sum()
+        return form.task * task + form.feature * tokens.sum() / seen.sum()
     examples = tokens.sum(1) / mask.sum(1).clamp(min=1)
-    return form.task * task + form.feature * examples.sum() / whole_mask.any(1).sum().clamp(min=1)
+    return form.task * task + form.feature * examples.sum() / seen.any(1).sum().clamp(min=1)
 
 
 def allow_tf32(allowed: bool) -> None:

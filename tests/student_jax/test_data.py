@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -24,23 +25,39 @@ from student_jax.resume import notes_on
 from student_jax.solver import make_solver
 from student_jax.train import load_examples, make_scaling
 from teacher_torch.extract import main as extract
-from tests.conftest import examples_of
+from tests.conftest import examples_of, make_grid
 
 
 @given(
-    st.lists(st.sampled_from([8, 12, 16]), min_size=1, max_size=40),
+    st.lists(st.tuples(st.sampled_from([8, 12, 16]), st.booleans()), min_size=1, max_size=40),
     st.integers(1, 7),
+    st.sampled_from([0.0, 0.5, 0.75, 1.0]),
     st.integers(0, 3),
 )
-def test_an_epoch_covers_every_example_and_never_mixes_buckets(buckets, batch_size, epoch):
-    plan = plan_epoch(buckets, batch_size, 0, epoch)
+def test_an_epoch_covers_every_example_and_never_mixes_buckets(kinds, batch_size, augmented, epoch):
+    """And in the plain places of a bucket that holds any stand originals alone."""
+    buckets, original = zip(*kinds, strict=True)
+    plain = Plan(0, batch_size).plain(augmented)
+    plan = plan_epoch(buckets, original, plain, batch_size, 0, epoch)
     seen = Counter(int(i) for batch in plan for i in batch)
     assert set(seen) == set(range(len(buckets)))
     for batch in plan:
         assert len(batch) == batch_size
-        assert len({buckets[i] for i in batch}) == 1
-    again = plan_epoch(buckets, batch_size, 0, epoch)
+        (bucket,) = {buckets[i] for i in batch}
+        if (bucket, True) in kinds and len(plain) < batch_size:
+            assert all(original[i] for i in batch[plain])
+    again = plan_epoch(buckets, original, plain, batch_size, 0, epoch)
     assert [b.tolist() for b in plan] == [b.tolist() for b in again]
+
+
+@given(st.floats(0, 1), st.integers(1, 6), st.integers(1, 6))
+def test_strides_reach_all_that_is_not_augmented(augmented, share, shares):
+    plan = Plan(0, share * shares, share=share)
+    places, stride = plan.plain(augmented), plan.stride(augmented)
+    assert abs(len(places) - (1 - augmented) * plan.batch_size) < 1 + 1e-9
+    assert bool(stride) == bool(places)
+    assert set(places) <= set(range(0, plan.batch_size, max(stride, 1)))
+    assert not stride or share % stride == 0
 
 
 @pytest.fixture
@@ -79,28 +96,40 @@ def test_batches_do_not_depend_on_where_a_run_starts(examples):
     resumed.close()
 
 
-@pytest.mark.parametrize("store", [True, False])
-def test_the_teacher_is_seen_in_the_share_that_is_asked_for(train_config, store_path, store):
-    """Where all else is augmented; without a teacher the examples are the same."""
-    changes = {"data.augmented_fraction": 1.0, "data.taught_fraction": 0.25}
-    config = train_config(**changes) if store else train_config(store=None, **changes)
-    examples = examples_of(config, FeatureStore(store_path) if store else None)
-    plain = [example for example in examples.examples if example.plain]
-    assert len(plain) == round(len(examples.examples) / 4)
-    assert {example.question.example_id for example in plain} <= {
-        example.question.example_id for example in examples.examples if not example.plain
-    }
-    assert examples.taught == pytest.approx(0.25 * store, abs=0.02)
-    plan, steps = Plan(0, 4), examples.steps_per_epoch(4)
-    seen = [examples.train_batch(plan, step).teacher_mask.any(1) for step in range(steps)]
-    shown = [[examples.examples[i].plain for i in examples.indices(plan, s)] for s in range(steps)]
-    assert np.concatenate(seen).tolist() == [p and store for each in shown for p in each]
+def test_the_teacher_is_seen_in_every_fourth_example_however_many_are_generated(
+    train_config, store_path, tmp_path
+):
+    """Without a teacher the examples are the same."""
+    rng = np.random.default_rng(0)
+    for name in ("1a", "1b", "1c"):
+        grids = [make_grid(rng, 3, 3).tolist() for _ in range(5)]
+        pairs = [{"input": grid, "output": grid[::-1]} for grid in grids]
+        (tmp_path / f"{name}.json").write_text(json.dumps(pairs))
+    changes = {"data.rearc": str(tmp_path), "data.augmented_fraction": 0.75}
+    plan, found = Plan(0, 8, share=4), []
+    for store in (FeatureStore(store_path), None):
+        changes |= {"store": store_path if store else None}
+        examples = examples_of(train_config(**changes), store)
+        assert not all(example.has_teacher for example in examples.examples)
+        steps = range(examples.steps_per_epoch(8))
+        batches = [examples.train_batch(plan, step) for step in steps]
+        for step, batch in zip(steps, batches, strict=True):
+            bucket = examples.examples[examples.indices(plan, step)[0]].bucket
+            there = any(e.has_teacher for e in examples.examples if e.bucket == bucket)
+            assert batch.teacher_mask.any(1).tolist() == [there] * 2 * bool(store)
+        found.append([batch.query for batch in batches])
+        assert examples.taught(plan) == pytest.approx(0.25 if store else 0)
+    chex.assert_trees_all_equal(*found)
 
 
 def test_augmented_examples_carry_no_teacher(examples):
-    batch = examples.train_batch(Plan(0, 4), 0)
-    has_teacher = batch.teacher_mask.any(1)
-    assert has_teacher.tolist() == [True, False, True, False]
+    dense, half, none = (examples.train_batch(Plan(0, 4, share=n), 0) for n in (1, 2, 4))
+    assert dense.teacher_mask.any(1).tolist() == [True, False, True, False]
+    for batch in (half, none):
+        assert batch.taught == slice(None, None, 2)
+        np.testing.assert_array_equal(batch.teacher, dense.teacher[::2])
+        np.testing.assert_array_equal(batch.query, dense.query)
+        assert batch.teacher_mask.any(1).all()
 
 
 def test_held_out_tasks_are_never_trained_on(train_config, store_path):
@@ -208,7 +237,7 @@ def test_generated_pairs_that_are_twins_or_held_out_are_left_out_and_counted(
     examples = load_examples(config, {"1a": tasks["1a"]}, {"1b": tasks["1b"]}, None)
     assert sum(not example.has_teacher for example in examples.examples) == 5
     assert examples.dropped == {"twins of others": 1, "that held-out tasks have": 1}
-    told = describe(config, examples, SimpleNamespace(params={}))
+    told = describe(config, examples, Plan(0, 4), SimpleNamespace(params={}))
     assert "left out: 1 generated pairs twins of others" in told
 
 
@@ -254,7 +283,7 @@ def test_what_training_gives_away_of_the_evaluation_set_is_noted_and_never_held_
     assert solver.trained_on == {"40853293", "070dd51e"}
     state = SimpleNamespace(params={})
     assert "warning: the training data holds the answers of 1 tasks" in describe(
-        config, examples, state
+        config, examples, Plan(0, 4), state
     )
     assert load_examples(config, config.data.tasks.load(), {}, None).leaked == {}
 

@@ -226,6 +226,25 @@ def test_bf16_stays_near_f32(start, one):
     }
 
 
+def test_a_teacher_that_is_sent_for_some_examples_teaches_what_masked_zeros_do(start):
+    config, state, _ = start
+    examples = examples_of(
+        changed(config, data__augmented_fraction=0.5), FeatureStore(config.data.store)
+    )
+    model = make_student(config.model, 64)
+
+    @jax.jit
+    def terms(params, batch):
+        batch = scale_teacher(batch, state.scaling)
+        return distillation_loss(model.apply({"params": params}, batch), batch, config.loss)
+
+    dense, half = (examples.train_batch(Plan(0, 4, share=n), 0) for n in (1, 2))
+    assert (len(dense.teacher), len(half.teacher)) == (4, 2)
+    expected, got = (terms(state.params, batch) for batch in (dense, half))
+    assert expected.mse > 0.1
+    chex.assert_trees_all_close(got, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["grid", "feature"])
 def test_bf16_gradients_stay_near_f32_over_many_tokens(start, kind):
     """A sum of ones over tokens stops at 256 in bf16: a bias' gradient must be summed in f32."""
@@ -303,19 +322,22 @@ def test_two_examples_are_learnt(start):
 
 
 @pytest.mark.parametrize(
-    ("kind", "invariant"), [("grid", 0), ("grid", 256), ("feature", 0), ("original", 0)]
+    ("kind", "invariant", "taught"),
+    [("grid", 0, 2), ("grid", 0, 1), ("grid", 256, 2), ("feature", 0, 2), ("original", 0, 2)],
 )
-def test_model_flops_are_what_xla_counts(kind, invariant):
+def test_model_flops_are_what_xla_counts(kind, invariant, taught):
     """XLA also counts what is done element by element: a few percent."""
     model = ModelConfig(
         kind=kind, width=128, heads=4, mlp_width=256, depth=2, max_tokens=256, canvas=16
     )
     model = replace(model, loops=1 if kind == "original" else 2, invariant_width=invariant)
     batch = flops_batch(model)
-    student = make_student(model, 64)
+    seen = {"teacher": batch.teacher[:taught], "teacher_mask": batch.teacher_mask[:taught]}
+    batch, width = replace(batch, **seen), batch.teacher.shape[-1]
+    student = make_student(model, width)
     shapes = jax.eval_shape(lambda: student.init(jax.random.key(0), batch))
     counted = jax.jit(student.apply).lower(shapes, batch).cost_analysis()["flops"]
-    assert 0.92 < example_flops(model, 64, batch) / 3 * len(batch.answer) / counted < 1
+    assert 0.92 < example_flops(model, width, batch) / 3 * len(batch.answer) / counted < 1
 
 
 def flops_batch(model):
@@ -332,7 +354,7 @@ def flops_batch(model):
         palette=all_colors(2),
         query=np.zeros((2, 12, 12), np.uint8),
         answer=np.zeros((2, 12, 12), np.uint8),
-        teacher=np.zeros((2, 7 * 36, 64), np.float32),
+        teacher=np.zeros((2, 7 * 36, 1024), np.float32),
         teacher_mask=np.ones((2, 7 * 36), bool),
     )
 
