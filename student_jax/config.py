@@ -210,8 +210,8 @@ class DataConfig:
     max_demonstrations: int = 10
     """grid: how many demonstrations of a question are read"""
     augmented_fraction: float = 0.5
-    """grid: share of each batch that is turned, mirrored, scaled, shifted; unseen by a teacher. The
-    rest is what a teacher saw: original pairs, however many are generated beside them"""
+    """grid: share of each batch that is turned, mirrored, scaled, shifted; no teacher saw it so.
+    The rest is shown as it is, original pairs first, however many are generated beside them"""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -49,7 +49,7 @@ class Plan:
     seed: int
     batch_size: int  # over all devices
     rows: slice = field(default_factory=lambda: slice(None))  # that this process draws
-    share: int = 1  # examples that a device takes at once: a teacher sees as many of each share
+    share: int = 1  # examples of one device's micro-batch: what a teacher saw lies alike in each
 
     def plain(self, augmented: float) -> list[int]:
         """Returns the places in a batch that are not augmented, evenly spread."""
@@ -148,10 +148,10 @@ class Examples:
 
     @property
     def feature_width(self) -> int:
-        """`F`, or 1 without a store: the shapes stay, every feature is masked."""
+        """`F`, or 1 without a store: projectors are there, and no features to hold them against."""
         return self.store.feature_width if self.store else 1
 
-    def taught(self, plan: Plan) -> float:
+    def taught_share(self, plan: Plan) -> float:
         """Returns the share of an epoch's examples that come with the teacher's features."""
         if self.store is None:
             return 0.0
@@ -245,7 +245,8 @@ class Examples:
         key = (plan.batch_size, plan.seed, epoch)
         planned = self._planned  # another thread, which names a batch, may be at another epoch
         if planned is None or planned[0] != key:
-            buckets, seen = zip(*((e.bucket, e.has_teacher) for e in self.examples), strict=True)
+            buckets = [e.bucket for e in self.examples]
+            seen = [e.has_teacher for e in self.examples]
             plain = plan.plain(self.data.augmented_fraction)
             planned = self._planned = (key, plan_epoch(buckets, seen, plain, *key))
         return planned[1]
@@ -378,8 +379,9 @@ def plan_epoch(
         buckets: of each example.
         original: whether a teacher can have seen it; generated ones it has not.
         plain: places in a batch that are not augmented. Where a bucket holds generated examples,
-            too, originals alone stand there, with a teacher or without: a few hundred pairs would
-            be lost among thousands.
+            too, its originals stand there, with a teacher or without: a few hundred pairs would be
+            lost among thousands. Each at most once a batch: what is left is anyone's, as are all
+            places of a batch that is not augmented at all.
         batch_size: of each batch.
         seed: of the run.
         epoch: which one.
@@ -389,15 +391,14 @@ def plan_epoch(
     members: dict[Any, list[int]] = defaultdict(list)
     for i, bucket in enumerate(buckets):
         members[bucket].append(i)
-    others = [place for place in range(batch_size) if place not in set(plain)]
     for _, each in sorted(members.items()):
         order, kept = rng.permutation(each), [i for i in each if original[i]]
-        if 0 < len(kept) < len(each) and plain and others:
-            count = -(-len(order) // len(others))
-            batches = np.empty((count, batch_size), np.int64)
-            batches[:, others] = np.resize(order, (count, len(others)))
-            batches[:, plain] = np.resize(rng.permutation(kept), (count, len(plain)))
-        else:
-            batches = np.resize(order, (-(-len(order) // batch_size), batch_size))
+        mixed = len(kept) < len(each) and len(plain) < batch_size
+        own = np.array(plain[: len(kept) * mixed], np.int64)
+        others = np.setdiff1d(np.arange(batch_size), own)
+        count = -(-len(order) // len(others))
+        batches = np.empty((count, batch_size), np.int64)
+        batches[:, others] = np.resize(order, (count, len(others)))
+        batches[:, own] = np.resize(rng.permutation(kept) if len(own) else own, (count, len(own)))
         plan += list(batches)
     return [plan[i] for i in rng.permutation(len(plan))]

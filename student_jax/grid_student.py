@@ -1,11 +1,13 @@
 """The product: reads raw grids and answers in one pass, without the teacher.
 
-In the shape descriptions: `B` batch, `P` demonstrations, `N` canvas side, `C` colors, `V` = 12 cell
-classes, `D` width, `M` cell width, `K` task tokens a demonstration, `F` teacher feature width.
+In the shape descriptions: `B` batch, `R` those of it that come with a teacher's features, `P`
+demonstrations, `N` canvas side, `C` colors, `V` = 12 cell classes, `D` width, `M` cell width, `K`
+task tokens a demonstration, `F` teacher feature width.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -216,14 +218,14 @@ class GridStudent(nn.Module):
         """Projects patches to the teacher's, in the order in1 out1 in2 out2 ... query.
 
         Args:
-            pairs: of the demonstrations, [B, P, N/2 * N/2, M].
-            query: [B, N/2 * N/2, M].
+            pairs: of the demonstrations, [R, P, N/2 * N/2, M].
+            query: [R, N/2 * N/2, M].
 
         Returns:
-            [B, (2 * P + 1) * N/2 * N/2, F].
+            [R, (2 * P + 1) * N/2 * N/2, F].
         """
         frames = jnp.stack([self.input_projector(pairs), self.output_projector(pairs)], 2)
-        frames = frames.reshape(len(query), -1, self.feature_width)
+        frames = frames.reshape(len(frames), math.prod(frames.shape[1:-1]), self.feature_width)
         return jnp.concatenate([frames, self.query_projector(query)], 1)
 
     def _look_up(self, task: TaskTokens, row: Array | None) -> TaskTokens:

@@ -221,9 +221,8 @@ def describe(config: TrainConfig, examples: Examples, plan: Plan, state: TrainSt
     """Returns what a user should know before the first step."""
     teacher = "none"
     if examples.store:
-        teacher = (
-            f"{examples.store.provenance['weights']}, seen in {examples.taught(plan):.0%} of them"
-        )
+        share = examples.taught_share(plan)
+        teacher = f"{examples.store.provenance['weights']}, seen in {share:.0%} of them"
     left_out = f", {examples.left_out} left out (answer off the canvas)" * bool(examples.left_out)
     doubles = "".join(
         f"\nleft out: task {task_id} has what held-out {', '.join(names)} has, but for symmetries"

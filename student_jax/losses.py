@@ -10,7 +10,7 @@ form differs term by term:
     scaling   none: a few loud channels decide; projector frozen at random values
 
 In the shape descriptions: `B` batch, `N` canvas side, `V` cell classes, `T` tokens, `F` feature
-width.
+width. Features are of the `R` examples of a batch that come with a teacher's.
 """
 
 from __future__ import annotations

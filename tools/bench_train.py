@@ -230,8 +230,8 @@ def random_batch(config: BenchTrainConfig, settings: TrainConfig, seed: int) -> 
     side, pairs = config.side, config.demonstrations
     known = np.arange(pairs) < rng.integers(1, pairs + 1, (size, 1))
     frames = np.concatenate([known.repeat(2, 1), np.ones((size, 1), bool)], 1)
-    each = size // (devices_of(config) * config.accumulate)
-    mask = frames[:: math.gcd(2, each)].repeat((side // 2) ** 2, 1)
+    each = size // (max(*HOST_DEVICES, devices_of(config)) * config.accumulate)
+    mask = frames[:: math.gcd(2, each or 1)].repeat((side // 2) ** 2, 1)
     return Batch(
         demonstrations=cells(pairs, 2, side, side),
         demonstration_mask=known,

@@ -95,10 +95,12 @@ def runs(task_folder, store_path, tmp_path_factory):
     )
     told = stop_the_second(pair, start_pair(pair))
     goes_on = start_pair(pair)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "make_mesh", lambda: make_mesh(2))
-        module.train(configs.load(TrainConfig, one))
-    codes, errors = ends(pair, goes_on)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "make_mesh", lambda: make_mesh(2))
+            module.train(configs.load(TrainConfig, one))
+    finally:
+        codes, errors = ends(pair, goes_on)
     assert codes == [0, 0], errors
     return pair.parent / "run", one.parent / "run", told
 
