@@ -203,9 +203,14 @@ def project(solver: Solver, inputs: dict[str, Array]) -> Array:
     """Returns what a student projects to its teacher's features, f32[B, T, F]."""
     model = make_student(replace(solver.config.model, compute="float32"), solver.feature_width)
     batch = batch_of(inputs, solver.config.model.answer_side)
+
+    @jax.jit
+    def said(params: Any, batch: Batch, scaling: Scaling) -> jax.Array:
+        output: Any = model.apply({"params": params}, scale_teacher(batch, scaling))
+        return output.features
+
     with jax.default_matmul_precision("highest"):
-        output: Any = model.apply({"params": solver.params}, scale_teacher(batch, solver.scaling))
-    return np.asarray(output.features)
+        return np.asarray(said(solver.params, batch, solver.scaling))
 
 
 def _is_short(demonstrations: int) -> bool:

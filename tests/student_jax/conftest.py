@@ -13,6 +13,7 @@ from bridge import config as configs
 from student_jax import checkpoints, proofs
 from student_jax import train as module
 from student_jax.config import TrainConfig
+from student_jax.log import SHOWN
 from student_jax.train import train
 from tests.conftest import train_dict
 from tests.student_jax.runs import FEW_DRAWS, FIRST, LONG, Stopped, complete_steps
@@ -63,6 +64,30 @@ def traced_once():
             ),
         )
         yield
+
+
+def make_shrinking_step(*_):
+    """In place of `make_train_step`."""
+
+    @jax.jit
+    def step(state, batch):
+        smaller = jax.tree.map(lambda x: 0.9 * x, (state.params, state.ema))
+        state = replace(state, step=state.step + 1, params=smaller[0], ema=smaller[1])
+        return state, dict.fromkeys(SHOWN, state.step * 0.5)
+
+    return step
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """Trains in name only: each step makes the weights smaller, and next to nothing compiles."""
+
+    def write(config):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "make_train_step", make_shrinking_step)
+            module.train(config)
+
+    return write
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ from student_jax.import_weights import ImportConfig
 from student_jax.import_weights import main as import_weights
 from student_jax.proofs import batch_of, feature_inputs
 from student_jax.solver import load_solver
-from student_jax.train import train
 
 KINDS = {
     "grid": {"model.kind": "grid"},
@@ -41,7 +40,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def exported(request, task_folder, store_path, tmp_path_factory, few_shapes):
+def exported(request, task_folder, store_path, tmp_path_factory, few_shapes, write_run):
     """A short run of each kind, and its export."""
     from bridge import config as configs
     from student_jax.config import TrainConfig
@@ -50,7 +49,7 @@ def exported(request, task_folder, store_path, tmp_path_factory, few_shapes):
     folder = tmp_path_factory.mktemp(request.param)
     changes = {**KINDS[request.param], "optim.total_steps": 1}
     config = train_dict(task_folder, store_path, folder / "run", **changes)
-    train(configs.from_dict(TrainConfig, config))
+    write_run(configs.from_dict(TrainConfig, config))
     export(ExportConfig(checkpoint=folder / "run", out=folder / "export"))
     return folder
 

@@ -21,7 +21,6 @@ from student_jax.onnx_engine import OnnxEngine
 from student_jax.proofs import GRID_DRAWS, Exact
 from student_jax.solver import load_solver
 from student_jax.stablehlo import Program
-from student_jax.train import train
 
 # Of many slots, of many sizes of batch.
 PROGRAMS = (Program(8, 4), Program(12, 6), Program(8, 10))
@@ -41,7 +40,7 @@ names = ("demonstrations", "mask", "palette", "query")
 
 
 @pytest.fixture(scope="module")
-def written(task_folder, store_path, tmp_path_factory, few_shapes):
+def written(task_folder, store_path, tmp_path_factory, few_shapes, write_run):
     """A grid student with a state of no color, and its export in all formats."""
     from bridge import config as configs
     from student_jax.config import TrainConfig
@@ -50,7 +49,7 @@ def written(task_folder, store_path, tmp_path_factory, few_shapes):
     folder = tmp_path_factory.mktemp("formats")
     changes = {"model.invariant_width": 16, "optim.total_steps": 1, "data.max_demonstrations": 4}
     config = train_dict(task_folder, store_path, folder / "run", **changes)
-    train(configs.from_dict(TrainConfig, config))
+    write_run(configs.from_dict(TrainConfig, config))
     solver = load_solver(folder / "run")
     export(solver, folder / "export", ("stablehlo", "onnx"), PROGRAMS)
     return solver, folder / "export"

@@ -186,7 +186,7 @@ def test_a_stroke_is_one_step_and_misses_no_cell(open_page):
 def test_keyboard_alone_paints_fills_and_resizes(open_page):
     page = open_page()
     answered(page)
-    page.get_by_role("button", name="New").click()
+    asked(page, page.get_by_role("button", name="New").click)  # it asks by itself
     grid = board(page, "Test input")
     grid.focus()
     for key in ("ArrowDown", "ArrowRight", "3"):

@@ -92,11 +92,12 @@ def test_blocks_are_told_in_the_order_they_run(train_config):
     assert not np.array_equal(core["core 1"], core["core 3"])
 
 
-def test_command_tells_every_frame_beside_its_controls(train_config, store_path, tmp_path, capsys):
-    from student_jax.train import train
+def test_command_tells_every_frame_beside_its_controls(
+    train_config, store_path, tmp_path, capsys, write_run
+):
 
     config = train_config(**{"optim.total_steps": 2, "data.tasks.dev_fraction": 0.5})
-    train(config)
+    write_run(config)
     main(SimilarityConfig(checkpoint=config.out, control=config.out))
     found = json.loads((config.out / "similarity.json").read_text())["similarity"]
     assert found.keys() == {"trained", "untrained", "control"}

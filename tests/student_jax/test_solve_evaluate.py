@@ -28,7 +28,6 @@ from student_jax.solve import SolveConfig
 from student_jax.solve import main as solve_main
 from student_jax.solver import begin_again, load_solver
 from student_jax.terminal import print_attempts
-from student_jax.train import train
 
 
 def grid(*rows):
@@ -87,7 +86,7 @@ def test_predictions_round_trip_and_are_checked(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(task_folder, store_path, tmp_path_factory):
+def run(task_folder, store_path, tmp_path_factory, write_run):
     """A grid student trained a little, with one task held out."""
     from bridge import config as configs
     from student_jax.config import TrainConfig
@@ -95,7 +94,7 @@ def run(task_folder, store_path, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("solve") / "run"
     value = train_dict(task_folder, store_path, out, **{"data.tasks.dev_fraction": 0.5})
-    train(configs.from_dict(TrainConfig, value))
+    write_run(configs.from_dict(TrainConfig, value))
     return out
 
 
@@ -285,11 +284,11 @@ def test_buckets_that_are_asked_at_once_as_on_a_gpu_answer_alike(run, task_folde
         np.testing.assert_array_equal(got[name].second, attempts.second)
 
 
-def test_feature_student_asks_for_features_it_lacks(train_config, task):
+def test_feature_student_asks_for_features_it_lacks(train_config, task, write_run):
     config = train_config(
         **{"model.kind": "feature", "model.max_tokens": 2048, "optim.total_steps": 1}
     )
-    train(config)
+    write_run(config)
     solver = load_solver(config.out)
     tasks = config.data.tasks.load()
     (question,) = open_questions(tasks["1a"])
@@ -325,7 +324,7 @@ def test_scoring_without_answers_is_refused(tmp_path, task):
 
 
 def test_trained_on_is_what_the_checkpoint_says_not_what_the_folder_holds_now(
-    train_config, task_folder, tmp_path
+    train_config, task_folder, tmp_path, write_run
 ):
     """Adding files to the folder once moved trained tasks among the held-out ones."""
     folder = tmp_path / "tasks"
@@ -339,7 +338,7 @@ def test_trained_on_is_what_the_checkpoint_says_not_what_the_folder_holds_now(
             "optim.total_steps": 1,
         },
     )
-    train(config)
+    write_run(config)
     shutil.copy(folder / "1f.json", folder / "0a.json")
     out = tmp_path / "p.json"
     solve_main(SolveConfig(checkpoint=config.out, source=str(folder), out=out))

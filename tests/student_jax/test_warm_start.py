@@ -59,12 +59,14 @@ def spying(seen):
     return make
 
 
-def test_what_the_other_run_was_trained_on_counts_and_is_not_held_out(train_config, tmp_path):
+def test_what_the_other_run_was_trained_on_counts_and_is_not_held_out(
+    train_config, tmp_path, write_run
+):
     whole = train_config(**{"data.tasks.dev_fraction": 0.0})
-    train(whole)
+    write_run(whole)
     half = train_config(**{"data.tasks.dev_fraction": 0.5, "dev_questions": 64})
     half = replace(half, out=tmp_path / "half", init=whole.out)
-    train(half)
+    write_run(half)
     assert load_solver(half.out).trained_on == load_solver(whole.out).trained_on
     with Checkpoints(half.out) as checkpoints:
         init = checkpoints.about()["init"]
@@ -74,55 +76,55 @@ def test_what_the_other_run_was_trained_on_counts_and_is_not_held_out(train_conf
     assert teacher == load_solver(whole.out).teacher
     third = replace(half, out=tmp_path / "third", init=half.out)
     third = replace(third, data=replace(third.data, store=None))
-    train(third)  # by no teacher, but of weights that two runs with one made
+    write_run(third)  # by no teacher, but of weights that two runs with one made
     assert load_solver(third.out).taught_before == [teacher, teacher]
     shutil.rmtree(whole.out)
     shutil.rmtree(half.out / "checkpoints/4")
-    train(half)  # needs the other run no more
+    write_run(half)  # needs the other run no more
     assert load_solver(half.out).step == 4
     assert load_solver(half.out).trained_on == set(init["trained_on"])
 
 
-def test_warm_start_from_another_teacher_or_another_model(train_config, tmp_path):
+def test_warm_start_from_another_teacher_or_another_model(train_config, tmp_path, write_run):
     alone = train_config(store=None)
-    train(alone)
+    write_run(alone)
     config = train_config()
-    train(replace(config, out=tmp_path / "taught", init=alone.out))
+    write_run(replace(config, out=tmp_path / "taught", init=alone.out))
     wide = replace(config.model, width=32)
     with pytest.raises(InputError, match=r"init: .*: expected .*32.*, got .*16"):
-        train(replace(config, out=tmp_path / "wide", init=alone.out, model=wide))
+        write_run(replace(config, out=tmp_path / "wide", init=alone.out, model=wide))
 
 
-def test_only_the_fields_that_are_named_may_differ(train_config):
+def test_only_the_fields_that_are_named_may_differ(train_config, write_run):
     config = train_config()
-    train(config)
+    write_run(config)
     longer = replace(config, optim=replace(config.optim, total_steps=5, peak_lr=1e-3))
     named = replace(longer, may_differ=("optim.total_steps",))
     with pytest.raises(InputError, match=r"optim\.peak_lr = 0\.01, got 0\.001"):
-        train(named)
-    train(replace(longer, may_differ=("optim",)))
+        write_run(named)
+    write_run(replace(longer, may_differ=("optim",)))
     assert load_solver(config.out).step == 5
     with pytest.raises(InputError, match=r"may_differ: expected keys of the config, got optim.lr"):
-        train(replace(longer, may_differ=("optim.lr",)))
+        write_run(replace(longer, may_differ=("optim.lr",)))
 
 
-def test_what_shapes_a_checkpoint_may_never_differ(train_config):
+def test_what_shapes_a_checkpoint_may_never_differ(train_config, write_run):
     config = train_config()
-    train(config)
+    write_run(config)
     changes = {"optim.ema_decay": 0.5, "loss.scaling": "layer_norm", "model.width": 32}
     for key, value in changes.items():
         other = replace(train_config(**{key: value}), may_differ=("optim", "loss", "model"))
         with pytest.raises(InputError, match=rf"{key} = .*, got .*; give another --out, with --in"):
-            train(other)
-    train(config)  # nothing was spoilt
+            write_run(other)
+    write_run(config)  # nothing was spoilt
 
 
-def test_run_without_a_checkpoint_yet_is_no_run(train_config, tmp_path):
+def test_run_without_a_checkpoint_yet_is_no_run(train_config, tmp_path, write_run):
     config = train_config()
     with pytest.raises(InputError, match="expected a training run with checkpoints"):
-        train(replace(config, init=tmp_path / "typo"))
+        write_run(replace(config, init=tmp_path / "typo"))
     # Would be refused beside a run with another one.
-    train(replace(config, data=replace(config.data, augmented_fraction=0.25)))
+    write_run(replace(config, data=replace(config.data, augmented_fraction=0.25)))
 
 
 def test_checkpoint_knows_its_code_and_other_code_is_told(train_config, monkeypatch, capsys):
@@ -159,9 +161,9 @@ def test_other_number_of_devices_is_told(train_config, monkeypatch, capsys):
     assert "was made on 4 devices, not 3" in capsys.readouterr().err
 
 
-def test_rows_of_the_table_stay_with_their_tasks(train_config):
+def test_rows_of_the_table_stay_with_their_tasks(train_config, write_run):
     first = train_config(**{"model.table": 6})
-    train(first)
+    write_run(first)
     warm = load_solver(first.out)
     rng = np.random.default_rng(0)
     drawn = {name: rng.normal(size=x.shape) for name, x in flatten(warm.params).items()}
