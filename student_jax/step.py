@@ -82,6 +82,8 @@ def accumulate(
     shares = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
     keys = jax.random.split(key, count)
 
+    grad_fn = jax.jit(grad_fn, inline=True)  # traced once, for its shapes and in the loop
+
     def add(total: Any, share: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, grad_fn(params, *share)), None
 

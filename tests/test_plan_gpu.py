@@ -37,8 +37,9 @@ def test_programs_are_told_with_their_seconds_and_memory(monkeypatch, tmp_path, 
         "loss: {left_out: 1.0}\n"
     )
     out = tmp_path / "plan.json"
-    plan_gpu.main(PlanGpuConfig(preset=preset, side=8, colors=4, batch_size=2, tasks=2, out=out))
+    asked = {"side": 8, "colors": 4, "batch_size": 2, "tasks": 2, "scan_layers": (True,)}
+    plan_gpu.main(PlanGpuConfig(preset=preset, **asked, out=out))
     text = capsys.readouterr().out
-    for name in ("training step, unrolled", "training step, scanned", "2 tasks make a step"):
+    for name in ("training step, scanned", "2 tasks make a step"):
         assert name in text
     assert '"seconds_to_compile"' in out.read_text()

@@ -173,7 +173,7 @@ def test_feature_engine_answers_as_the_student_does():
     config = ModelConfig(kind="feature", width=16, heads=2, mlp_width=16, depth=1, canvas=8)
     settings = configs.from_dict(TrainConfig, {"out": "none", "data": {"store": "none"}})
     batch = smallest_batch(config, 4)
-    params = make_student(config, 4).init(jax.random.key(0), batch)["params"]
+    params = jax.jit(make_student(config, 4).init)(jax.random.key(0), batch)["params"]
     about = {"teacher": None, "trained_on": [], "feature_width": 4}
     solver = make_solver(replace(settings, model=config), 0, about, params, no_scaling(4))
     features = np.random.default_rng(0).normal(size=(130, 4)).astype("bfloat16")

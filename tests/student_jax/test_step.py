@@ -253,7 +253,7 @@ def test_bf16_gradients_stay_near_f32_over_many_tokens(start, kind):
         teacher=teacher,
         teacher_mask=np.ones(teacher.shape[:2], bool),
     )
-    params = make_student(config.model, 64).init(jax.random.key(0), batch)["params"]
+    params = jax.jit(make_student(config.model, 64).init)(jax.random.key(0), batch)["params"]
     grads = []
     for compute in ("float32", "bfloat16"):
         model = make_student(replace(config.model, compute=compute), 64)
