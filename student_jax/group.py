@@ -127,12 +127,18 @@ class Group:
 
     def _answer(self, i: int, weights: Any) -> list[list[Said]]:
         """Answers one task's test inputs in its views."""
-        learnt, task = jax.tree.map(lambda x: x[i], (self.own[0], self.tasks))
+        learnt, task = take((self.own[0], self.tasks), i)
         if weights is not None:
             learnt = replace(learnt, weights=weights)
         lesson = self.courses[i].lesson
         said = np.asarray(self._learner.say(learnt, self._params, task, queries(lesson)))
         return [list(zip(lesson.views, each, strict=True)) for each in said.swapaxes(0, 1)]
+
+
+@jax.jit  # one program, not one for each array
+def take(tree: Any, i: int) -> Any:
+    """Returns one task's part of what a group holds."""
+    return jax.tree.map(lambda x: x[i], tree)
 
 
 def take_note(courses: Sequence[Course], fit: Fit) -> None:

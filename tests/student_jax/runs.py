@@ -5,6 +5,8 @@ import re
 import signal
 import sys
 
+import jax
+import numpy as np
 import pytest
 import yaml
 
@@ -44,6 +46,18 @@ class Stopped(TrainLog):
         super().see(step, *rest, **more)
         if step == FIRST + 2:
             raise KeyboardInterrupt
+
+
+def drawn(model, batch):
+    """Variables of a student: random ones, norms and biases, too, without compiling their draws."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, like):
+        values = rng.normal(0, 0.3, like.shape) + (path[-1].key == "scale")
+        return values.astype(np.float32)
+
+    like = jax.eval_shape(model.init, jax.random.key(0), batch)
+    return jax.tree_util.tree_map_with_path(draw, like)
 
 
 def command_line(value, path):

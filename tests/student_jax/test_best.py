@@ -19,10 +19,10 @@ from tests.student_jax.runs import SCORES, TRIED, scripted
 HALF = {"data.tasks.dev_fraction": 0.5, "dev_questions": 64}
 
 
-def test_best_and_latest_checkpoints_are_kept(train_config, monkeypatch):
+def test_best_and_latest_checkpoints_are_kept(train_config, monkeypatch, write_run):
     config = train_config(**TRIED)
     scripted(monkeypatch, SCORES)
-    train(config)
+    write_run(config)
     with Checkpoints(config.out) as checkpoints:
         assert checkpoints.steps() == [4, 3, 1]  # the latest two, and the best
         assert [row["exact"] for row in checkpoints.about()["dev"]] == SCORES
@@ -30,13 +30,13 @@ def test_best_and_latest_checkpoints_are_kept(train_config, monkeypatch):
     assert (best.step, latest.step) == (1, 4)
 
 
-def test_run_stops_early_and_stays_stopped(train_config, monkeypatch, capsys):
+def test_run_stops_early_and_stays_stopped(train_config, monkeypatch, capsys, write_run):
     config = train_config(**TRIED, patience=2)
     scripted(monkeypatch, SCORES)
-    train(config)
+    write_run(config)
     assert "stopped early at step 3: none since step 1 is better" in capsys.readouterr().out
     assert load_solver(config.out).step == 3
-    train(config)  # asks for no more scores
+    write_run(config)  # asks for no more scores
     assert load_solver(config.out).step == 3
     assert metric_lines(config.out)[-1]["step"] == 3
 
@@ -50,9 +50,9 @@ def test_best_is_the_most_exact_then_the_most_cells_then_the_first():
     assert not is_stale(dev, 0)
 
 
-def test_run_without_held_out_tasks_has_no_best(train_config):
+def test_run_without_held_out_tasks_has_no_best(train_config, write_run):
     config = train_config()
-    train(config)
+    write_run(config)
     with pytest.raises(InputError, match="never tried on held-out questions"):
         load_solver(config.out, "best")
 

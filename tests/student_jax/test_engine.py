@@ -25,15 +25,22 @@ from student_jax.engine import (
 from student_jax.keep import keep_programs
 from student_jax.packing import SHORT, pack, unpack
 from student_jax.solve import NANO
-from student_jax.solver import load_solver, make_solver
+from student_jax.solver import load_solver, make_predict, make_solver
 from student_jax.students import UNUSED, make_student
+from tests.student_jax.runs import drawn
 
 IDS = ("007bbfb7", "3c9b0459", "67a3c6ac")  # one bucket after another
 
 
 @pytest.fixture(scope="module")
 def solver():
-    return load_solver(NANO)
+    """Nano's settings in a third of its blocks: every bucket compiles."""
+    nano = load_solver(NANO)
+    smaller = {"width": 16, "heads": 2, "mlp_width": 16, "depth": 1, "encoder_depth": 1, "table": 2}
+    model = replace(nano.config.model, **smaller)
+    params = drawn(make_student(model, 1), smallest_batch(model, 1))["params"]
+    config = replace(nano.config, model=model)
+    return replace(nano, config=config, params=params, predict=make_predict(model, 1))
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +180,7 @@ def test_feature_engine_answers_as_the_student_does():
     config = ModelConfig(kind="feature", width=16, heads=2, mlp_width=16, depth=1, canvas=8)
     settings = configs.from_dict(TrainConfig, {"out": "none", "data": {"store": "none"}})
     batch = smallest_batch(config, 4)
-    params = jax.jit(make_student(config, 4).init)(jax.random.key(0), batch)["params"]
+    params = drawn(make_student(config, 4), batch)["params"]
     about = {"teacher": None, "trained_on": [], "feature_width": 4}
     solver = make_solver(replace(settings, model=config), 0, about, params, no_scaling(4))
     features = np.random.default_rng(0).normal(size=(130, 4)).astype("bfloat16")

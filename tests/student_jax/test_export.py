@@ -80,9 +80,9 @@ def test_torchscript_and_export_answer_as_the_student_does(exported, capsys):
     proofs = read_proofs(folder)
     assert len(proofs) >= 100
     script = torch.jit.load(str(folder / "model.torchscript.pt"))
-    assert torch_export.check(script, proofs, "TorchScript").largest < 1e-4
+    assert torch_export.check(script, proofs[::4], "TorchScript").largest < 1e-4
     program = torch.export.load(folder / "model.pt2").module()
-    assert torch_export.check(program, proofs, "torch.export").largest < 1e-4
+    assert torch_export.check(program, proofs[::4], "torch.export").largest < 1e-4
     told = read_manifest(folder)
     assert told["formats"].keys() == {"safetensors", *formats}
     assert all(told["formats"][name]["max_error"] < 1e-4 for name in formats)
@@ -114,7 +114,9 @@ def test_gate_fails_on_other_weights(exported, tmp_path):
         assert not list(tmp_path.glob("model.*pt*"))
 
 
-def test_export_again_gives_the_same_weights_and_removes_what_is_stale(exported, tmp_path):
+def test_export_again_gives_the_same_weights_and_removes_what_is_stale(
+    exported, tmp_path, monkeypatch
+):
     run = exported / "run"
     if load_solver(run).config.model.reads_features:
         pytest.skip("one kind is enough")
@@ -124,6 +126,8 @@ def test_export_again_gives_the_same_weights_and_removes_what_is_stale(exported,
     assert digest_of(tmp_path / "proof.safetensors") == digest_of(
         exported / "export/proof.safetensors"
     )
+    # The same proofs again would take as long.
+    monkeypatch.setattr("student_jax.export.make_proofs", lambda _: read_proofs(tmp_path))
     (tmp_path / "model.onnx").write_text("of these weights")
     (tmp_path / "stablehlo").mkdir()
     (tmp_path / "stablehlo/8x4.bin").write_text("of these weights")

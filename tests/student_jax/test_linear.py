@@ -86,7 +86,7 @@ def test_depthwise_is_xlas_convolution(batch):
 
     np.testing.assert_allclose(depthwise_3x3(x, kernel), theirs(x, kernel), atol=1e-5)
     got, expected = (
-        jax.grad(lambda *args, f=f: (f(*args) * turn).sum(), (0, 1))(x, kernel)
+        jax.jit(jax.grad(lambda *args, f=f: (f(*args) * turn).sum(), (0, 1)))(x, kernel)
         for f in (depthwise_3x3, theirs)
     )
     chex.assert_trees_all_close(got, expected, atol=1e-4)

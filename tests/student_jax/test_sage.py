@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,6 +24,7 @@ from student_jax.sage import State, StudentPlugin, load_plugin
 from student_jax.solver import make_solver
 from student_jax.students import make_student
 from tests.conftest import ROOT, task_json, train_dict
+from tests.student_jax.runs import drawn
 
 BASE = ("init_state", "step", "energy", "project", "halt", "refine", "get_halt_reason")
 BASE += ("compute_trust_metrics", "emit_telemetry")
@@ -35,7 +35,7 @@ def solver():
     """A tiny student that learnt nothing: it is never sure."""
     settings = configs.from_dict(TrainConfig, train_dict("none", None, "none"))
     batch = smallest_batch(settings.model, 1)
-    params = jax.jit(make_student(settings.model, 1).init)(jax.random.key(0), batch)["params"]
+    params = drawn(make_student(settings.model, 1), batch)["params"]
     about = {"teacher": None, "trained_on": ["0a0a0a0a"], "feature_width": 1}
     return make_solver(settings, 0, about, params, no_scaling(1))
 

@@ -76,7 +76,7 @@ def test_answers_are_not_read(web, asked):
 
 
 def test_a_task_is_learnt_and_ended(web, host, asked):
-    said = web.post("/adapt?tier=tokens&seconds=60&steps=20000&views=2", json=asked)
+    said = web.post("/adapt?tier=tokens&seconds=60&steps=20000&views=8", json=asked)
     assert said.status_code == 202
     where = said.headers["location"]
     assert where == f"/adapt/{said.json()['job']}"
@@ -89,7 +89,7 @@ def test_a_task_is_learnt_and_ended(web, host, asked):
     while not (told := web.get(where).json())["answers"] and time.monotonic() < until:
         time.sleep(0.05)
     Learning.model_validate(told)
-    assert (told["state"], told["tier"], told["views"]) == ("cancelled", "tokens", 2)
+    assert (told["state"], told["tier"], told["views"]) == ("cancelled", "tokens", 8)
     assert [step for step, _, _ in told["curve"]][:3] == [1, 2, 3]
     assert told["curve"][0][1] > 0
     assert np.array(told["answers"][0]["certainty"]).shape == (3, 3)

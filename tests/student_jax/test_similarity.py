@@ -17,7 +17,7 @@ from student_jax.grid_student import GridStudent
 from student_jax.sight import lay_out, make_see
 from student_jax.similarity import SimilarityConfig, main
 from student_jax.solver import load_solver
-from tests.student_jax.runs import release
+from tests.student_jax.runs import drawn, release
 
 
 def kernel_cka(x, y):
@@ -78,7 +78,7 @@ def test_states_of_colors_lie_in_their_own_places():
 def test_blocks_are_told_in_the_order_they_run(train_config):
     config = train_config(**{"model.loops": 2, "model.depth": 2}).model
     model, batch = GridStudent(config, 1), smallest_batch(config, 1)
-    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    params = drawn(model, batch)["params"]
     see = make_see(SimpleNamespace(config=SimpleNamespace(model=config), feature_width=1))
     _, states = see(params, batch)
     core = states["query"]

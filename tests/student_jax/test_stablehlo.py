@@ -13,6 +13,7 @@ from student_jax.proofs import Exact, feature_inputs
 from student_jax.solver import make_solver
 from student_jax.stablehlo import Program, fitting, write_stablehlo
 from student_jax.students import make_student
+from tests.student_jax.runs import drawn
 
 WIDTH = 8  # of the teacher's features
 SIZES = {"width": 16, "heads": 2, "mlp_width": 16, "depth": 1, "canvas": 8, "max_tokens": 8}
@@ -22,15 +23,13 @@ def test_a_feature_students_program_answers_for_any_batch_and_fewer_tokens(tmp_p
     model = ModelConfig(kind="feature", **SIZES)
     config = TrainConfig(model=model, data=DataConfig(store="features"))
     first = smallest_batch(model, WIDTH)
-    params = jax.jit(make_student(model, WIDTH).init)(jax.random.key(0), first)["params"]
+    params = drawn(make_student(model, WIDTH), first)["params"]
     about = {"teacher": None, "trained_on": [], "feature_width": WIDTH}
     solver = make_solver(config, 0, about, params, no_scaling(WIDTH))
     answer = Exact.of(solver).answer_with(params, solver.scaling)
     # Two shapes of the four, and nothing projected: each compiles.
-    drawn = [
-        inputs for inputs in feature_inputs(solver) if inputs["mask"].shape in [(1, 5), (3, 2)]
-    ]
-    proofs = [Proof(inputs, answer(inputs)[0]) for inputs in drawn]
+    few = [inputs for inputs in feature_inputs(solver) if inputs["mask"].shape in [(1, 5), (3, 2)]]
+    proofs = [Proof(inputs, answer(inputs)[0]) for inputs in few]
     assert write_stablehlo(solver, tmp_path, proofs).inputs == len(proofs) == 60
 
     folder = tmp_path / "stablehlo"

@@ -9,6 +9,7 @@ from student_jax.batch import NO_COLOR, Batch, all_colors, frame_maps
 from student_jax.config import ModelConfig
 from student_jax.grid_student import to_patches
 from student_jax.students import make_student
+from tests.student_jax.runs import drawn
 
 SMALL = {"width": 16, "heads": 2, "mlp_width": 16, "depth": 1, "encoder_depth": 1}
 
@@ -77,7 +78,7 @@ def test_feature_student_refuses_a_sequence_beyond_its_positions():
 @pytest.fixture(scope="module")
 def grid_student():
     model = make_student(ModelConfig(kind="grid", **SMALL), 4)
-    params = jax.jit(model.init)(jax.random.key(0), grid_batch(pairs=3))
+    params = drawn(model, grid_batch(pairs=3))
     return jax.jit(lambda batch: model.apply(params, batch).logits)
 
 
@@ -117,7 +118,7 @@ def said(request):
     config = ModelConfig(kind="grid", table=2, invariant_width=request.param, **SMALL)
     model = make_student(config, 4)
     batch = in_few_colors(grid_batch(pairs=3), 3)
-    params = jax.jit(model.init)(jax.random.key(0), batch)
+    params = drawn(model, batch)
     ask = jax.jit(lambda batch: model.apply(params, batch, left_out=True))
     return ask, batch, ask(batch)
 
@@ -154,7 +155,7 @@ def test_each_demonstration_is_answered_as_if_its_own_pair_were_not_there():
     batch = replace(
         grid_batch(pairs=3), demonstration_mask=np.array([[True] * 3, [True, True, False]])
     )
-    params = jax.jit(model.init)(jax.random.key(0), batch)
+    params = drawn(model, batch)
     each = jax.jit(lambda batch: model.apply(params, batch, left_out=True).left_out)(batch)
     assert each.shape == (2, 3, 8, 8, 12)
     alone = jax.jit(lambda batch: model.apply(params, batch).logits)
@@ -174,7 +175,7 @@ def test_each_demonstration_is_answered_as_if_its_own_pair_were_not_there():
 def test_padding_does_not_change_a_feature_student():
     model = make_student(ModelConfig(kind="feature", canvas=8, max_tokens=32, **SMALL), 4)
     batch = feature_batch(12)
-    params = jax.jit(model.init)(jax.random.key(0), batch)
+    params = drawn(model, batch)
     padded = replace(
         batch,
         teacher=np.pad(batch.teacher, ((0, 0), (0, 5), (0, 0)), constant_values=9.0),

@@ -12,6 +12,7 @@ from student_jax.config import ModelConfig
 from student_jax.data import Plan
 from student_jax.students import make_student
 from tests.conftest import examples_of
+from tests.student_jax.runs import drawn
 from tests.student_jax.test_students import SMALL, grid_batch
 
 PLAN = Plan(seed=3, batch_size=4)
@@ -21,8 +22,7 @@ PLAN = Plan(seed=3, batch_size=4)
 def student():
     """A student with random weights, its parameters, and how to ask it."""
     model = make_student(ModelConfig(kind="grid", table=3, **SMALL), 4)
-    params = jax.jit(model.init)(jax.random.key(0), grid_batch())["params"]
-    params = jax.tree.map(lambda x: x + 0.1, params)  # rows differ by no more than a little noise
+    params = drawn(model, grid_batch())["params"]
     ask = jax.jit(lambda params, batch: model.apply({"params": params}, batch).logits)
     return params, ask
 

@@ -107,7 +107,7 @@ def test_largest_file_size_is_one_line_and_costs_nothing(
 @pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_disk_that_the_log_fills_is_one_line(task_folder, store_path, small_disk):
     """No checkpoint is due: what a run tells of itself takes the last of the space."""
-    changes = {**LONG, "optim.total_steps": 400, "checkpoint_steps": 400}
+    changes = {**LONG, "optim.total_steps": 100_000, "checkpoint_steps": 50_000}
     value = train_dict(task_folder, store_path, small_disk / "run", **changes)
     leave_free(small_disk, 60_000)
     code, lines = told(command_line(value, small_disk.parent / "config.yaml"))
