@@ -33,13 +33,12 @@ def test_programs_are_told_with_their_seconds_and_memory(monkeypatch, tmp_path, 
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     preset = tmp_path / "tiny.yaml"
     preset.write_text(
-        "model: {kind: grid, width: 8, heads: 2, mlp_width: 8, encoder_depth: 1, depth: 2}\n"
-        "loss: {left_out: 1.0}\n"
+        "model: {kind: grid, width: 8, heads: 2, mlp_width: 8, encoder_depth: 1, depth: 1}\n"
     )
     out = tmp_path / "plan.json"
-    asked = {"side": 8, "colors": 4, "batch_size": 2, "tasks": 2, "scan_layers": (True,)}
+    asked = {"side": 8, "colors": 4, "batch_size": 2, "tasks": 2}
     plan_gpu.main(PlanGpuConfig(preset=preset, **asked, out=out))
     text = capsys.readouterr().out
-    for name in ("training step, scanned", "2 tasks make a step"):
+    for name in ("training step, unrolled", "training step, scanned", "2 tasks make a step"):
         assert name in text
     assert '"seconds_to_compile"' in out.read_text()

@@ -214,9 +214,10 @@ def test_attention_with_dropout_is_the_same_attention():
     """As the dropped share goes to 0, the unfused path gives what the fused one does."""
     batch = make_batch(40)
     outputs, keys = [], {"dropout": jax.random.key(1)}
+    plain = make_student(CONFIGS["original"], WIDTH)
+    params = jax.jit(plain.init)(jax.random.key(0), batch)["params"]
     for dropout, train in ((0.0, False), (1e-7, True)):
         model = make_student(replace(CONFIGS["original"], dropout=dropout), WIDTH)
-        params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
         apply = jax.jit(
             lambda p, m=model, t=train: m.apply({"params": p}, batch, train=t, rngs=keys)
         )

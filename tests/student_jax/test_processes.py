@@ -23,7 +23,7 @@ from student_jax.step import make_mesh
 from student_jax.train import check_divides
 from tests.conftest import ROOT, metric_lines, train_dict, virtual_devices
 
-TOTAL, EVERY, LOG = 80, 40, 5  # steps: all, between checkpoints, between log lines
+TOTAL, EVERY, LOG = 40, 20, 5  # steps: all, between checkpoints, between log lines
 PATIENCE = 120  # seconds, for whatever a busy machine does in a few
 
 
