@@ -15,8 +15,9 @@ from rich.table import Table
 from bridge.tree import flatten
 from student_jax.batch import Batch
 from student_jax.config import TrainConfig
-from student_jax.data import Examples, Plan
+from student_jax.data import Examples
 from student_jax.log import describe
+from student_jax.plan import Plan
 from student_jax.processes import is_first
 from student_jax.state import TrainState, empty_scaling, first_state, make_optimizer
 from student_jax.step import compile_each, make_placer, make_train_step, replicated

@@ -19,7 +19,8 @@ from bridge.errors import InputError
 from bridge.files import write_text
 from student_jax.board import Board
 from student_jax.config import TrainConfig
-from student_jax.data import SPOILT, Examples, Plan
+from student_jax.data import SPOILT, Examples
+from student_jax.plan import Plan
 from student_jax.state import TrainState
 from student_jax.step import Metrics
 

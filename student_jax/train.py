@@ -25,13 +25,14 @@ from student_jax import processes, resume
 from student_jax.checkpoints import Checkpoints, best_of
 from student_jax.config import TrainConfig
 from student_jax.cores import use_every_core
-from student_jax.data import Examples, Plan
+from student_jax.data import Examples
 from student_jax.development import Development, is_stale
 from student_jax.dry_run import dry_run
 from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.keep import keep_programs
 from student_jax.log import TrainLog, describe
 from student_jax.memory import begin_with_mimalloc
+from student_jax.plan import Plan
 from student_jax.solver import load_solver
 from student_jax.state import first_state, make_optimizer
 from student_jax.step import compile_ahead, make_mesh, make_placer, make_train_step, replicated

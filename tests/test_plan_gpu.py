@@ -34,6 +34,7 @@ def test_programs_are_told_with_their_seconds_and_memory(monkeypatch, tmp_path, 
     preset = tmp_path / "tiny.yaml"
     preset.write_text(
         "model: {kind: grid, width: 8, heads: 2, mlp_width: 8, encoder_depth: 1, depth: 1}\n"
+        "loss: {left_out: 1.0}\n"
     )
     out = tmp_path / "plan.json"
     asked = {"side": 8, "colors": 4, "batch_size": 2, "tasks": 2}

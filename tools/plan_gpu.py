@@ -35,10 +35,10 @@ from bridge.scaling import no_scaling
 from student_jax import state as states
 from student_jax.batch import Batch, smallest_batch
 from student_jax.config import AdaptConfig, TrainConfig
-from student_jax.data import Plan
 from student_jax.dry_run import MIB
 from student_jax.learner import learner_of
 from student_jax.lesson import Shown
+from student_jax.plan import Plan
 from student_jax.step import AXIS, make_train_step
 from student_jax.students import make_student
 

@@ -15,7 +15,7 @@ from bridge.store.statistics import statistics_of
 from student_jax import train as module
 from student_jax.checkpoints import Checkpoints
 from student_jax.config import TrainConfig
-from student_jax.data import Plan
+from student_jax.plan import Plan
 from student_jax.train import train
 from tests.conftest import examples_of, metric_lines
 from tests.student_jax.runs import FIRST, HARMED, LONG, complete_steps, end_of, without_bar

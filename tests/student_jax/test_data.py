@@ -19,8 +19,8 @@ from bridge.scaling import no_scaling
 from bridge.store import FeatureStore
 from bridge.transforms import Transform
 from student_jax.batch import ROOMS
-from student_jax.data import Plan, plan_epoch
 from student_jax.log import describe
+from student_jax.plan import Plan, plan_epoch
 from student_jax.resume import notes_on
 from student_jax.solver import make_solver
 from student_jax.train import load_examples, make_scaling

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bridge.scaling import Scaling, apply, covariance_of, phi_s, standardise
 from bridge.store import Encoding, FeatureStore, frame_map
 from student_jax.batch import scale_teacher
-from student_jax.data import Plan
+from student_jax.plan import Plan
 from student_jax.solver import load_solver
 from student_jax.step import AXIS, make_mesh, make_placer
 from student_jax.train import make_scaling, train

@@ -15,9 +15,9 @@ from bridge.tree import flatten
 from student_jax import step as step_module
 from student_jax.batch import Batch, all_colors, feature_batch, scale_teacher
 from student_jax.config import ModelConfig, TrainConfig
-from student_jax.data import Plan
 from student_jax.flops import example_flops, matmul_ceiling
 from student_jax.losses import distillation_loss
+from student_jax.plan import Plan
 from student_jax.state import (
     decays_matrices,
     first_state,

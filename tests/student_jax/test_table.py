@@ -9,7 +9,7 @@ import pytest
 
 from bridge.errors import InputError
 from student_jax.config import ModelConfig
-from student_jax.data import Plan
+from student_jax.plan import Plan
 from student_jax.students import make_student
 from tests.conftest import examples_of
 from tests.student_jax.runs import drawn
